@@ -20,6 +20,7 @@ impl View {
     pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> FsResult<usize> { todo!() }
     pub fn seek(&self, ino: Ino, offset: u64, whence: Seek) -> FsResult<u64> { todo!() }
     pub fn is_wal(&self, ino: Ino) -> bool { todo!() }
+    pub fn space(&self) -> FsResult<Space> { todo!() }
 }
 pub struct Timeline;
 impl Timeline {

@@ -128,7 +128,10 @@ impl Consent {
         eprint!("{question} [y/N] ");
         io::stderr().flush().map_err(Error::io("ask"))?;
         let mut answer = String::new();
-        io::stdin().lock().read_line(&mut answer).map_err(Error::io("read the answer"))?;
+        io::stdin()
+            .lock()
+            .read_line(&mut answer)
+            .map_err(Error::io("read the answer"))?;
         match answer.trim() {
             "y" | "Y" | "yes" => Ok(()),
             _ => Err(Error::refused("not confirmed, nothing was done")),

@@ -81,7 +81,10 @@ impl Client {
 
     pub fn checkout(&self, name: &SnapshotName) -> Result<CheckedOut> {
         let tag = name.tag.clone();
-        self.post(&format!("/branches/{}/checkout", encoded(&name.branch)), &Checkout { tag })
+        self.post(
+            &format!("/branches/{}/checkout", encoded(&name.branch)),
+            &Checkout { tag },
+        )
     }
 
     /// The snapshots of one branch, or of all.
@@ -146,8 +149,11 @@ impl Client {
 
     /// The service went away in the middle, or isn't one of ours.
     fn broken(&self, error: &dyn Display) -> Error {
-        Error::no_service(format!("the service of {} gave no answer: {error}", self.store.display()))
-            .hint(format!("look into {}", self.store.join(store_dir::LOG).display()))
+        Error::no_service(format!(
+            "the service of {} gave no answer: {error}",
+            self.store.display()
+        ))
+        .hint(format!("look into {}", self.store.join(store_dir::LOG).display()))
     }
 }
 

@@ -72,8 +72,10 @@ fn check_owner(store: &Path) -> Result<()> {
     }
     let name = User::from_uid(Uid::from_raw(owner)).ok().flatten();
     let name = name.map_or(owner.to_string(), |user| user.name);
-    Err(Error::refused(format!("the store {} belongs to the user {name}", store.display()))
-        .hint(format!("run zenith as {name}, or take another store with --store")))
+    Err(
+        Error::refused(format!("the store {} belongs to the user {name}", store.display()))
+            .hint(format!("run zenith as {name}, or take another store with --store")),
+    )
 }
 
 fn spawn(store: &Path) -> Result<Report> {
@@ -126,7 +128,9 @@ impl Watch {
         let deadline = Instant::now() + PATIENCE;
         while self.lives() {
             if Instant::now() > deadline {
-                return Err(Error::failure("the service is stopping, but hasn't ended after a minute"));
+                return Err(Error::failure(
+                    "the service is stopping, but hasn't ended after a minute",
+                ));
             }
             thread::sleep(PAUSE);
         }

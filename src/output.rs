@@ -61,10 +61,16 @@ impl Show for Vec<Branch> {
                 branch.parent.clone().unwrap_or_default(),
                 branch.snapshots.to_string(),
                 human(branch.created),
-                branch.mounted.as_ref().map_or(String::new(), |dir| dir.display().to_string()),
+                branch
+                    .mounted
+                    .as_ref()
+                    .map_or(String::new(), |dir| dir.display().to_string()),
             ]
         };
-        table(["BRANCH", "FROM", "SNAPSHOTS", "CREATED", "MOUNTED ON"], self.iter().map(row))
+        table(
+            ["BRANCH", "FROM", "SNAPSHOTS", "CREATED", "MOUNTED ON"],
+            self.iter().map(row),
+        )
     }
 }
 

@@ -47,7 +47,11 @@ fn with_initdb(dir: &Path) -> Option<PathBuf> {
 }
 
 fn pg_config() -> Option<PathBuf> {
-    let output = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output().ok()?;
+    let output = Command::new("pg_config")
+        .arg("--bindir")
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
     let dir = String::from_utf8(output.stdout).ok()?;
     output.status.success().then(|| dir.trim().into())
 }
@@ -62,9 +66,15 @@ fn debian() -> Vec<PathBuf> {
         return Vec::new();
     };
     let major = |name: &str| name.parse::<u32>().ok();
-    let mut versions: Vec<u32> = entries.flatten().filter_map(|entry| major(entry.file_name().to_str()?)).collect();
+    let mut versions: Vec<u32> = entries
+        .flatten()
+        .filter_map(|entry| major(entry.file_name().to_str()?))
+        .collect();
     versions.sort_unstable_by(|a, b| b.cmp(a));
-    versions.iter().map(|version| Path::new(DEBIAN).join(version.to_string()).join("bin")).collect()
+    versions
+        .iter()
+        .map(|version| Path::new(DEBIAN).join(version.to_string()).join("bin"))
+        .collect()
 }
 
 /// What of the caller's environment initdb may see: it writes language and time zone into the configuration.
@@ -95,8 +105,10 @@ fn server_user() -> Result<Option<User>> {
     }
     match User::from_name(USER).map_err(Error::io("look up the user postgres"))? {
         Some(user) => Ok(Some(user)),
-        None => Err(Error::not_found(format!("there is no user {USER}, and Postgres refuses to run as root"))
-            .hint("install PostgreSQL's server package, or run zenith as an ordinary user")),
+        None => Err(
+            Error::not_found(format!("there is no user {USER}, and Postgres refuses to run as root"))
+                .hint("install PostgreSQL's server package, or run zenith as an ordinary user"),
+        ),
     }
 }
 
@@ -137,7 +149,11 @@ impl Cluster<'_> {
 fn initdb_failed(output: &Output) -> Error {
     let said = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
     let said = String::from_utf8_lossy(&said);
-    let lines: Vec<&str> = said.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<&str> = said
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
+        .collect();
     let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
     Error::failure(format!("initdb failed ({}):\n  {}", output.status, last.join("\n  ")))
         .hint("nothing was kept of it; options after `--` go to initdb")

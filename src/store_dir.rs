@@ -52,11 +52,21 @@ fn named(flag: Option<&Path>) -> Option<PathBuf> {
 
 fn nearest() -> Result<PathBuf> {
     let here = env::current_dir().map_err(Error::io("find the current directory"))?;
-    let above = here.ancestors().map(|dir| dir.join(DIR_NAME)).find(|dir| can_be_store(dir));
-    let home = || env::home_dir().map(|home| home.join(DIR_NAME)).filter(|dir| can_be_store(dir));
+    let above = here
+        .ancestors()
+        .map(|dir| dir.join(DIR_NAME))
+        .find(|dir| can_be_store(dir));
+    let home = || {
+        env::home_dir()
+            .map(|home| home.join(DIR_NAME))
+            .filter(|dir| can_be_store(dir))
+    };
     above.or_else(home).ok_or_else(|| {
-        Error::not_found(format!("there is no store here: no {DIR_NAME} in {} or above, nor in ~", here.display()))
-            .hint("`zenith init` makes one here; --store or ZENITH_DIR names one")
+        Error::not_found(format!(
+            "there is no store here: no {DIR_NAME} in {} or above, nor in ~",
+            here.display()
+        ))
+        .hint("`zenith init` makes one here; --store or ZENITH_DIR names one")
     })
 }
 

@@ -50,7 +50,7 @@ async fn list(State(service): State<Arc<Service>>) -> Answer<Vec<Mount>> {
 }
 
 async fn create(State(service): State<Arc<Service>>, Body(new): Body<NewMount>) -> Answer<Mount> {
-    blocking(move || service.mount(new)).await
+    blocking(move || service.mount(&new)).await
 }
 
 async fn destroy(State(service): State<Arc<Service>>, Asked(at): Asked<At>) -> Answer<()> {

@@ -50,7 +50,8 @@ impl Branch {
     fn delete(&self, name: &BranchName, context: &Context) -> Result<()> {
         let client = context.client()?;
         client.branch(name)?;
-        self.consent.ask(&format!("Delete the branch {name} and what only it holds?"))?;
+        self.consent
+            .ask(&format!("Delete the branch {name} and what only it holds?"))?;
         client.destroy_branch(name)?;
         context.done(&format!("branch {name} is deleted"))
     }

@@ -20,7 +20,8 @@ impl Checkout {
     pub fn run(self, context: &Context) -> Result<()> {
         let client = context.client()?;
         client.snapshot(&self.to)?;
-        self.consent.ask(&format!("Set {} back to {}?", self.to.branch, self.to))?;
+        self.consent
+            .ask(&format!("Set {} back to {}?", self.to.branch, self.to))?;
         context.print(&client.checkout(&self.to)?)
     }
 }

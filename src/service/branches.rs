@@ -13,7 +13,11 @@ use crate::time::{now, timestamp};
 
 impl Service {
     pub fn branches(&self) -> Vec<Branch> {
-        self.store.branches().into_iter().map(|info| self.described(info)).collect()
+        self.store
+            .branches()
+            .into_iter()
+            .map(|info| self.described(info))
+            .collect()
     }
 
     pub fn branch(&self, name: &BranchName) -> Result<Branch> {
@@ -72,7 +76,11 @@ impl Service {
             let mount = dir.map(|dir| self.remount(&dir)).transpose()?;
             let kept = kept?;
             tracing::info!("{} set back to {to}; before: {kept:?}", to.branch);
-            Ok(CheckedOut { at: to.clone(), kept, mount })
+            Ok(CheckedOut {
+                at: to.clone(),
+                kept,
+                mount,
+            })
         })
     }
 }

@@ -30,7 +30,10 @@ impl Service {
             return Err(pageserver::Error::BranchExists { name }.into());
         }
         let dir = mkdtemp(TEMPLATE).map_err(Error::io("make a directory in /tmp"))?;
-        let unfinished = Unfinished { branch: branch.clone(), dir };
+        let unfinished = Unfinished {
+            branch: branch.clone(),
+            dir,
+        };
         self.table.begin(&unfinished)?;
         match self.initdb_on(&unfinished, new) {
             Ok(()) => self.keep(&unfinished),

@@ -30,18 +30,20 @@ pub fn clear(dir: &Path) -> Result<()> {
 
 /// Takes a mount out of the file tree although it may be in use.
 pub fn tear_off(dir: &Path) -> Result<()> {
-    let what = || Error::path("unmount", dir);
     if geteuid().is_root() {
-        return umount2(dir, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(what());
+        return umount2(dir, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(Error::path("unmount", dir));
     }
     let status = Command::new("fusermount3")
         .args(["-u", "-z", "--"])
         .arg(dir)
         .stdin(Stdio::null())
         .status()
-        .map_err(what())?;
+        .map_err(Error::path("unmount", dir))?;
     match status.success() {
         true => Ok(()),
-        false => Err(Error::failure(format!("unmount {}: fusermount3 failed ({status})", dir.display()))),
+        false => Err(Error::failure(format!(
+            "unmount {}: fusermount3 failed ({status})",
+            dir.display()
+        ))),
     }
 }

@@ -44,6 +44,7 @@ mod tests {
         assert!(gate.enter().is_ok());
         gate.close(|| Ok(())).expect("closes");
         assert!(gate.enter().is_err());
-        gate.close(|| Err(Error::refused("not run again"))).expect("closed already");
+        gate.close(|| Err(Error::refused("not run again")))
+            .expect("closed already");
     }
 }

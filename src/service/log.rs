@@ -21,5 +21,6 @@ pub fn init() -> Result<()> {
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
-    log.try_init().map_err(|error| Error::failure(format!("start the log: {error}")))
+    log.try_init()
+        .map_err(|error| Error::failure(format!("start the log: {error}")))
 }

@@ -99,9 +99,7 @@ impl Service {
     /// Mounts, and sees to it that the mount is forgotten when somebody else unmounts it.
     fn attach(self: &Arc<Self>, place: &Place) -> Result<Mount> {
         let fs = match &place.view {
-            ViewName::Head(branch) => {
-                Fs::of_branch(self.store.timeline(branch)?, Box::new(Hidden::new(self, branch)))
-            }
+            ViewName::Head(branch) => Fs::of_branch(self.store.timeline(branch)?, Box::new(Hidden::new(self, branch))),
             ViewName::Snapshot(name) => Fs::of_snapshot(self.store.snapshot_view(name)?),
         };
         let service = Arc::downgrade(self);
@@ -216,7 +214,10 @@ fn told(error: MountError, dir: &Path) -> Error {
     let busy = matches!(error, MountError::Busy { .. });
     let told = Error::from(error);
     match postmaster(dir).filter(|_| busy) {
-        Some(pid) => told.hint(format!("PostgreSQL runs on it (pid {pid}): `pg_ctl stop -D {}`", dir.display())),
+        Some(pid) => told.hint(format!(
+            "PostgreSQL runs on it (pid {pid}): `pg_ctl stop -D {}`",
+            dir.display()
+        )),
         None => told,
     }
 }

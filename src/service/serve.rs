@@ -1,6 +1,5 @@
 //! Serving requests until the service is stopped, by a request or by a signal.
 
-use std::future::Future;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +17,7 @@ use crate::error::{Error, Result};
 /// How long answers under way may take once the service is stopping.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A service that has come up. The fields are let go in this order: the lock of the process file comes last, since
-/// `zenith stop` waits for it.
+/// A service that has come up.
 pub struct Running {
     pub socket: Socket,
     pub runtime: Runtime,
@@ -29,10 +27,19 @@ pub struct Running {
 
 impl Running {
     pub fn serve(self) -> Result<()> {
-        let listener = self.socket.listener().map_err(Error::io("listen"))?;
-        self.runtime.block_on(serve(listener, self.service.clone()))?;
+        let Running {
+            socket,
+            runtime,
+            service,
+            pid,
+        } = self;
+        let listener = socket.listener().map_err(Error::io("listen"))?;
+        let served = runtime.block_on(serve(listener, service.clone()));
+        // The process file's lock goes last: `zenith stop` waits for it.
+        drop((socket, runtime, service));
+        drop(pid);
         tracing::info!("stopped");
-        Ok(())
+        served
     }
 }
 
@@ -48,16 +55,18 @@ async fn serve(listener: StdListener, service: Arc<Service>) -> Result<()> {
     let server = axum::serve(listener, api::router(service)).with_graceful_shutdown(until(stopped, Duration::ZERO));
     tokio::select! {
         served = server => served.map_err(Error::io("serve requests")),
-        () = late => Ok(tracing::warn!("a client was still there after {GRACE:?}")),
+        () = late => {
+            tracing::warn!("a client was still there after {GRACE:?}");
+            Ok(())
+        }
     }
 }
 
-fn until(mut stopped: watch::Receiver<bool>, grace: Duration) -> impl Future<Output = ()> {
-    async move {
-        // An error says that the service is gone, which is as good.
-        let _gone = stopped.wait_for(|stopped| *stopped).await.is_err();
-        tokio::time::sleep(grace).await;
-    }
+/// Ready when the service has been stopped for that long.
+async fn until(mut stopped: watch::Receiver<bool>, grace: Duration) {
+    // An error says that the service is gone, which is as good.
+    let _gone = stopped.wait_for(|stopped| *stopped).await.is_err();
+    tokio::time::sleep(grace).await;
 }
 
 /// The first signal stops the service unless mounts are in use; the next one does it all the same.

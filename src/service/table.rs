@@ -47,12 +47,18 @@ impl Table {
     pub fn load(store: &Path) -> Result<Table> {
         let file = store.join(store_dir::MOUNTS);
         let remembered = Remembered::load(&file)?;
-        let entry = |place| Entry { place, state: State::Changing };
+        let entry = |place| Entry {
+            place,
+            state: State::Changing,
+        };
         let inner = Inner {
             entries: remembered.mounts.into_iter().map(entry).collect(),
             unfinished: remembered.unfinished,
         };
-        Ok(Table { file, inner: Mutex::new(inner) })
+        Ok(Table {
+            file,
+            inner: Mutex::new(inner),
+        })
     }
 
     /// Takes a place for a mount that is about to be made, also from one that is missing.
@@ -61,7 +67,10 @@ impl Table {
         inner.check_free(place)?;
         inner.entries.retain(|entry| !entry.excludes(place));
         let place = place.clone();
-        inner.entries.push(Entry { place, state: State::Changing });
+        inner.entries.push(Entry {
+            place,
+            state: State::Changing,
+        });
         self.save(&inner).inspect_err(|_| {
             inner.entries.pop();
         })
@@ -81,8 +90,10 @@ impl Table {
         match std::mem::replace(&mut entry.state, State::Changing) {
             State::Mounted(mount) => Ok(Some(mount)),
             State::Missing(_) => Ok(None),
-            State::Changing => Err(Error::refused(format!("{} is being mounted or unmounted", dir.display()))
-                .hint("try again in a moment")),
+            State::Changing => Err(
+                Error::refused(format!("{} is being mounted or unmounted", dir.display()))
+                    .hint("try again in a moment"),
+            ),
         }
     }
 
@@ -130,7 +141,10 @@ impl Table {
     /// Where the view is mounted, or about to be.
     pub fn dir_of(&self, view: &ViewName) -> Option<PathBuf> {
         let inner = self.inner();
-        let shown = inner.entries.iter().find(|entry| entry.place.view == *view && !entry.is_missing());
+        let shown = inner
+            .entries
+            .iter()
+            .find(|entry| entry.place.view == *view && !entry.is_missing());
         shown.map(|entry| entry.place.dir.clone())
     }
 
@@ -151,7 +165,10 @@ impl Table {
     /// Where something is mounted right now, in the order it was.
     pub fn mounted_dirs(&self) -> Vec<PathBuf> {
         let inner = self.inner();
-        let mounted = inner.entries.iter().filter(|entry| matches!(entry.state, State::Mounted(_)));
+        let mounted = inner
+            .entries
+            .iter()
+            .filter(|entry| matches!(entry.state, State::Mounted(_)));
         mounted.map(|entry| entry.place.dir.clone()).collect()
     }
 
@@ -198,7 +215,10 @@ impl Inner {
     }
 
     fn check_free(&self, wanted: &Place) -> Result<()> {
-        let taken = self.entries.iter().find(|entry| entry.excludes(wanted) && !entry.is_missing());
+        let taken = self
+            .entries
+            .iter()
+            .find(|entry| entry.excludes(wanted) && !entry.is_missing());
         let Some(Entry { place, .. }) = taken else {
             return Ok(());
         };

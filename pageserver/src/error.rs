@@ -26,11 +26,7 @@ pub enum Error {
     #[error("the store {path} is in use by another zenith service")]
     Locked { path: PathBuf },
     #[error("the store {path} has format {found}, and this zenith knows formats up to {known}")]
-    NewerFormat {
-        path: PathBuf,
-        found: u32,
-        known: u32,
-    },
+    NewerFormat { path: PathBuf, found: u32, known: u32 },
     #[error("{path} lies on {filesystem}, which can't hold a store: {why}")]
     UnsupportedFilesystem {
         path: PathBuf,
@@ -52,10 +48,7 @@ pub enum Error {
     #[error("{name} is in use")]
     Busy { name: String },
     #[error("{name} can't be destroyed: {}", needed_by(.dependents))]
-    Needed {
-        name: String,
-        dependents: Vec<String>,
-    },
+    Needed { name: String, dependents: Vec<String> },
     #[error("the store is damaged: {what}")]
     Damaged { what: String },
     #[error("{branch}: an earlier write to disk failed, so nothing more is taken as durable")]
@@ -78,9 +71,9 @@ impl Error {
             Error::UnsupportedFilesystem { .. } => {
                 Some("put the store on ext4 (data=ordered), xfs or btrfs, for example with --store".into())
             }
-            Error::BadName { .. } => Some(
-                "names are 1 to 63 characters of A-Z a-z 0-9 _ . - and start with neither '-' nor '.'".into(),
-            ),
+            Error::BadName { .. } => {
+                Some("names are 1 to 63 characters of A-Z a-z 0-9 _ . - and start with neither '-' nor '.'".into())
+            }
             Error::ReservedName { .. } => Some("CURRENT and HEAD{n} are zenith's own; take another name".into()),
             Error::NoBranch { known, .. } => Some(known_names("branches", known)),
             Error::NoSnapshot { known, .. } => Some(known_names("snapshots", known)),
@@ -127,9 +120,7 @@ fn known_names(what: &str, known: &[String]) -> String {
 
 fn io_hint(source: &io::Error) -> Option<String> {
     match Errno::from_raw(source.raw_os_error()?) {
-        Errno::ENOSPC | Errno::EDQUOT => {
-            Some("the disk under the store is full: make space; nothing was lost".into())
-        }
+        Errno::ENOSPC | Errno::EDQUOT => Some("the disk under the store is full: make space; nothing was lost".into()),
         Errno::EACCES | Errno::EPERM => Some("check the owner and mode of the path".into()),
         Errno::EIO => Some("the disk under the store reports errors: see the kernel's log".into()),
         _ => None,

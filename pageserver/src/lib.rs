@@ -1,9 +1,50 @@
 //! zenith's versioned page store.
+//!
+//! A [`Store`] holds timelines; each has one writable head, reached through a [`Timeline`], and below it layers that
+//! are sealed for good and may be looked at through a [`View`]. A seal ends a head and puts an empty one on top; a
+//! snapshot is a name for a sealed layer; a branch is another head on one. None of them copies anything.
+//!
+//! ```text
+//!          snapshot a         snapshot b
+//!              v                  v
+//!   layer 1 <- layer 2 <- layer 3 <- head      branch main
+//!                 ^
+//!                 +------------------ head      branch dev, started from a
+//! ```
+//!
+//! The life of one 8 KiB write: [`Timeline::write`] (`timeline.rs`) → `Content::overwrite` (`write.rs`) →
+//! `Backing::write_at` (`layer.rs`) → [`Disk::write_at`] (`disk.rs`). That of a snapshot: [`Store::create_snapshot`]
+//! (`snapshot.rs`) → `Timeline::seal` → `Layer::sync`.
+//!
+//! Nothing here prints, reads a clock, draws random numbers or looks at the environment.
+
+mod block_map;
+mod catalog;
+mod db;
+mod disk;
 mod error;
+mod file;
+mod file_table;
+mod layer;
+mod load;
 mod names;
-mod stubs;
+mod namespace;
+mod pg;
+mod shared;
+mod snapshot;
+mod store;
+mod sync_point;
+mod timeline;
 mod types;
+mod view;
+mod write;
+
+pub use disk::{Call, Disk, Hook};
 pub use error::{Error, FsResult, Result};
 pub use names::{BranchName, SnapshotName, Tag};
-pub use stubs::*;
+pub use pg::PgInfo;
+pub use snapshot::SnapshotInfo;
+pub use store::{BranchInfo, FORMAT, Start, Store};
+pub use timeline::Timeline;
 pub use types::*;
+pub use view::View;

@@ -1,0 +1,230 @@
+//! Layers, timelines and snapshots: what exists, who stands on whom.
+//!
+//! Held in memory whole, written through to the database as one JSON record for each thing (`layer/ID`, `timeline/ID`,
+//! `snapshot/TIMELINE/TAG`). An edit is a list of [`Entry`]s that is written as one batch, together with whatever else
+//! must happen at the same moment, and only then applied in memory.
+
+use std::collections::BTreeMap;
+
+use rocksdb::WriteBatch;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::db::{CATALOG, Db};
+use crate::error::{Error, Result};
+use crate::names::{BranchName, SnapshotName, Tag};
+use crate::pg::PgInfo;
+use crate::types::{LayerId, Time, TimelineId};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LayerRecord {
+    pub parent: Option<LayerId>,
+    /// The timeline whose head it is or was.
+    pub timeline: TimelineId,
+    /// The database has its whole namespace, not only its changes.
+    #[serde(default)]
+    pub has_image: bool,
+}
+
+impl LayerRecord {
+    pub fn new(parent: Option<LayerId>, timeline: TimelineId) -> LayerRecord {
+        LayerRecord {
+            parent,
+            timeline,
+            has_image: false,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TimelineRecord {
+    pub name: BranchName,
+    pub head: LayerId,
+    /// What it was made from, as the user named it.
+    pub parent: Option<String>,
+    /// The sealed layer it was made on.
+    pub base: Option<LayerId>,
+    pub created: Time,
+    /// How many states checkouts have replaced; the next is kept as `HEAD{n}`.
+    pub replaced: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    pub layer: LayerId,
+    pub created: Time,
+    pub postgres: Option<PgInfo>,
+}
+
+/// One thing's new record; `None` is its end.
+pub enum Entry {
+    Layer(LayerId, Option<LayerRecord>),
+    Timeline(TimelineId, Option<TimelineRecord>),
+    Snapshot(TimelineId, Tag, Option<SnapshotRecord>),
+}
+
+#[derive(Default)]
+pub struct Catalog {
+    layers: BTreeMap<LayerId, LayerRecord>,
+    timelines: BTreeMap<TimelineId, TimelineRecord>,
+    snapshots: BTreeMap<(TimelineId, Tag), SnapshotRecord>,
+    next: u64,
+}
+
+/// Layers and timelines are numbered by one sequence, kept ahead of both.
+const NEXT_KEY: &[u8] = b"counter/next";
+
+impl Catalog {
+    pub fn load(db: &Db) -> Result<Catalog> {
+        let mut catalog = Catalog::default();
+        db.scan(CATALOG, b"layer/", |key, value| {
+            let id = LayerId(number(key, 6)?);
+            catalog.layers.insert(id, record(key, value)?);
+            Ok(())
+        })?;
+        db.scan(CATALOG, b"timeline/", |key, value| {
+            let id = TimelineId(number(key, 9)?);
+            catalog.timelines.insert(id, record(key, value)?);
+            Ok(())
+        })?;
+        db.scan(CATALOG, b"snapshot/", |key, value| {
+            let id = TimelineId(number(key, 9)?);
+            let tag = key.get(26..).and_then(|tag| std::str::from_utf8(tag).ok());
+            let tag: Tag = tag.ok_or_else(|| damaged(key))?.parse()?;
+            catalog.snapshots.insert((id, tag), record(key, value)?);
+            Ok(())
+        })?;
+        catalog.next = match db.get(CATALOG, NEXT_KEY)? {
+            Some(value) => record(NEXT_KEY, &value)?,
+            None => 1,
+        };
+        Ok(catalog)
+    }
+
+    /// Takes the next number of the sequence; it is kept by the next [`Catalog::commit`].
+    pub fn next_number(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// Writes entries and whatever stands in `batch` as one, and applies the entries.
+    pub fn commit(&mut self, db: &Db, mut batch: WriteBatch, entries: Vec<Entry>) -> Result<()> {
+        for entry in &entries {
+            match entry {
+                Entry::Layer(id, record) => put(db, &mut batch, &layer_key(*id), record.as_ref())?,
+                Entry::Timeline(id, record) => put(db, &mut batch, &timeline_key(*id), record.as_ref())?,
+                Entry::Snapshot(id, tag, record) => {
+                    put(db, &mut batch, &snapshot_key(*id, tag), record.as_ref())?;
+                }
+            }
+        }
+        put(db, &mut batch, NEXT_KEY, Some(&self.next))?;
+        db.write(batch)?;
+        entries.into_iter().for_each(|entry| self.apply(entry));
+        Ok(())
+    }
+
+    fn apply(&mut self, entry: Entry) {
+        match entry {
+            Entry::Layer(id, record) => set(&mut self.layers, id, record),
+            Entry::Timeline(id, record) => set(&mut self.timelines, id, record),
+            Entry::Snapshot(id, tag, record) => set(&mut self.snapshots, (id, tag), record),
+        }
+    }
+
+    pub fn layer(&self, id: LayerId) -> Result<&LayerRecord> {
+        self.layers.get(&id).ok_or_else(|| Error::Damaged {
+            what: format!("layer {id} is missing from the catalog"),
+        })
+    }
+
+    pub fn timelines(&self) -> impl Iterator<Item = (TimelineId, &TimelineRecord)> {
+        self.timelines.iter().map(|(id, record)| (*id, record))
+    }
+
+    pub fn snapshots(&self) -> impl Iterator<Item = (TimelineId, &Tag, &SnapshotRecord)> {
+        self.snapshots.iter().map(|((id, tag), record)| (*id, tag, record))
+    }
+
+    pub fn timeline(&self, name: &BranchName) -> Result<(TimelineId, &TimelineRecord)> {
+        self.timelines()
+            .find(|(_, record)| record.name == *name)
+            .ok_or_else(|| Error::NoBranch {
+                name: name.to_string(),
+                known: self.timelines().map(|(_, record)| record.name.to_string()).collect(),
+            })
+    }
+
+    pub fn snapshot(&self, name: &SnapshotName) -> Result<&SnapshotRecord> {
+        let (id, _) = self.timeline(&name.branch)?;
+        self.snapshots
+            .get(&(id, name.tag.clone()))
+            .ok_or_else(|| Error::NoSnapshot {
+                name: name.to_string(),
+                known: self.tags(id).map(|tag| format!("{}@{tag}", name.branch)).collect(),
+            })
+    }
+
+    fn tags(&self, timeline: TimelineId) -> impl Iterator<Item = &Tag> {
+        self.snapshots()
+            .filter(move |(id, ..)| *id == timeline)
+            .map(|(_, tag, _)| tag)
+    }
+
+    /// Layers that nothing needs: no child, no snapshot, no head.
+    pub fn unneeded(&self) -> Vec<LayerId> {
+        let parents = self.layers.values().filter_map(|record| record.parent);
+        let heads = self.timelines.values().map(|record| record.head);
+        let pinned = self.snapshots.values().map(|record| record.layer);
+        let needed: std::collections::BTreeSet<LayerId> = parents.chain(heads).chain(pinned).collect();
+        self.layers.keys().filter(|id| !needed.contains(id)).copied().collect()
+    }
+}
+
+fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => drop(map.insert(key, value)),
+        None => drop(map.remove(&key)),
+    }
+}
+
+fn put<T: Serialize>(db: &Db, batch: &mut WriteBatch, key: &[u8], record: Option<&T>) -> Result<()> {
+    let Some(record) = record else {
+        db.delete(batch, CATALOG, key);
+        return Ok(());
+    };
+    let json = serde_json::to_vec(record).map_err(|_| damaged(key))?;
+    db.put(batch, CATALOG, key, &json);
+    Ok(())
+}
+
+fn record<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T> {
+    serde_json::from_slice(value).map_err(|_| damaged(key))
+}
+
+fn damaged(key: &[u8]) -> Error {
+    Error::Damaged {
+        what: format!("the catalog's record {} can't be read", String::from_utf8_lossy(key)),
+    }
+}
+
+fn number(key: &[u8], from: usize) -> Result<u64> {
+    let digits = key
+        .get(from..from + 16)
+        .and_then(|digits| std::str::from_utf8(digits).ok());
+    digits
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+        .ok_or_else(|| damaged(key))
+}
+
+fn layer_key(id: LayerId) -> Vec<u8> {
+    format!("layer/{:016x}", id.0).into_bytes()
+}
+
+fn timeline_key(id: TimelineId) -> Vec<u8> {
+    format!("timeline/{:016x}", id.0).into_bytes()
+}
+
+fn snapshot_key(id: TimelineId, tag: &Tag) -> Vec<u8> {
+    format!("snapshot/{:016x}/{tag}", id.0).into_bytes()
+}

@@ -1,0 +1,320 @@
+//! The only door to the backing filesystem.
+//!
+//! Everything the page store does to a file of a layer goes through a [`Disk`], one method per system call, so
+//! that a test can count calls, fail the n-th one, or stop the world at it (see [`Hook`]). Nothing here retries and
+//! nothing here decides what an error means. RocksDB keeps its own files and does not pass through here.
+
+mod filesystem;
+mod map;
+pub mod probe;
+
+use std::ffi::OsString;
+use std::fs::{self, File, FileTimes, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use crate::types::{Seek, Space, Time};
+
+/// What is about to be asked of the backing filesystem.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Call {
+    Open,
+    Create,
+    Read,
+    Advise,
+    Write,
+    SetLen,
+    SetTimes,
+    SetFloor,
+    Floor,
+    Punch,
+    Seek,
+    Map,
+    Stat,
+    SyncData,
+    SyncDir,
+    SyncAll,
+    Rename,
+    Remove,
+    MakeDir,
+    List,
+    Space,
+}
+
+/// Stands before every call: may count it, delay it, or fail it.
+pub trait Hook: Send + Sync {
+    fn before(&self, call: Call) -> io::Result<()>;
+}
+
+/// A way to the backing filesystem. Cheap to clone.
+#[derive(Clone)]
+pub struct Disk {
+    hook: Option<Arc<dyn Hook>>,
+    open_files: Arc<AtomicUsize>,
+    open_files_max: usize,
+}
+
+/// Backing files kept open unless the caller allows for more: fits the usual limit of 1024 descriptors.
+const OPEN_FILES_MAX: usize = 512;
+
+/// An open backing file; counted, so that the store can stay below its limit of descriptors.
+pub struct DiskFile {
+    file: File,
+    open_files: Arc<AtomicUsize>,
+}
+
+impl Default for Disk {
+    fn default() -> Disk {
+        Disk::new()
+    }
+}
+
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        self.open_files.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What `stat` tells about a backing file.
+#[derive(Clone, Copy, Debug)]
+pub struct Stat {
+    pub size: u64,
+    pub mtime: Time,
+    /// Bytes allocated.
+    pub allocated: u64,
+}
+
+/// The extended attribute that keeps a backing file's floor, as decimal digits.
+const FLOOR_XATTR: &std::ffi::CStr = c"user.zenith.floor";
+
+impl Disk {
+    pub fn new() -> Disk {
+        Disk {
+            hook: None,
+            open_files: Arc::default(),
+            open_files_max: OPEN_FILES_MAX,
+        }
+    }
+
+    /// Asks `hook` before every call.
+    pub fn with_hook(mut self, hook: Arc<dyn Hook>) -> Disk {
+        self.hook = Some(hook);
+        self
+    }
+
+    /// Keeps about so many backing files open at most.
+    pub fn with_open_files_max(mut self, max: usize) -> Disk {
+        self.open_files_max = max;
+        self
+    }
+
+    /// Whether files that are not needed should be closed.
+    pub fn has_too_many_open(&self) -> bool {
+        self.open_files.load(Ordering::Relaxed) > self.open_files_max
+    }
+
+    fn before(&self, call: Call) -> io::Result<()> {
+        match &self.hook {
+            Some(hook) => hook.before(call),
+            None => Ok(()),
+        }
+    }
+
+    fn counted(&self, file: File) -> DiskFile {
+        self.open_files.fetch_add(1, Ordering::Relaxed);
+        DiskFile {
+            file,
+            open_files: self.open_files.clone(),
+        }
+    }
+
+    /// Opens an existing file, to be written too when `write`.
+    pub fn open(&self, path: &Path, write: bool) -> io::Result<DiskFile> {
+        self.before(Call::Open)?;
+        let file = OpenOptions::new().read(true).write(write).open(path)?;
+        Ok(self.counted(file))
+    }
+
+    /// Makes a new, empty file; one that is there already is an error.
+    pub fn create(&self, path: &Path) -> io::Result<DiskFile> {
+        self.before(Call::Create)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        Ok(self.counted(file))
+    }
+
+    /// Reads until `buf` is full or the file ends; returns the bytes read.
+    pub fn read_at(&self, file: &DiskFile, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            self.before(Call::Read)?;
+            match file.file.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Asks for the range to be read ahead.
+    pub fn will_need(&self, file: &DiskFile, offset: u64, len: u64) -> io::Result<()> {
+        self.before(Call::Advise)?;
+        map::will_need(&file.file, offset, len)
+    }
+
+    /// Writes from the start of `data`; returns how much was written, with the error that stopped it.
+    pub fn write_at(&self, file: &DiskFile, data: &[u8], offset: u64) -> (usize, io::Result<()>) {
+        let mut done = 0;
+        while done < data.len() {
+            let step = self
+                .before(Call::Write)
+                .and_then(|()| file.file.write_at(&data[done..], offset + done as u64));
+            match step {
+                Ok(0) => return (done, Err(io::ErrorKind::WriteZero.into())),
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return (done, Err(e)),
+            }
+        }
+        (done, Ok(()))
+    }
+
+    /// Sets the size; the file gets a hole when it grows.
+    pub fn set_len(&self, file: &DiskFile, size: u64) -> io::Result<()> {
+        self.before(Call::SetLen)?;
+        file.file.set_len(size)
+    }
+
+    pub fn set_mtime(&self, file: &DiskFile, mtime: Time) -> io::Result<()> {
+        self.before(Call::SetTimes)?;
+        file.file.set_times(FileTimes::new().set_modified(system_time(mtime)?))
+    }
+
+    /// Keeps the file's floor beside it, in the same journal as its size.
+    pub fn set_floor(&self, file: &DiskFile, floor: u64) -> io::Result<()> {
+        self.before(Call::SetFloor)?;
+        filesystem::set_xattr(&file.file, FLOOR_XATTR, floor.to_string().as_bytes())
+    }
+
+    /// The floor kept by [`Disk::set_floor`], if any.
+    pub fn floor(&self, file: &DiskFile) -> io::Result<Option<u64>> {
+        self.before(Call::Floor)?;
+        let mut digits = [0; 24];
+        let Some(len) = filesystem::get_xattr(&file.file, FLOOR_XATTR, &mut digits)? else {
+            return Ok(None);
+        };
+        std::str::from_utf8(&digits[..len])
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .map(Some)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the floor is not a number"))
+    }
+
+    /// Makes the range a hole; the size stays.
+    pub fn punch(&self, file: &DiskFile, offset: u64, len: u64) -> io::Result<()> {
+        self.before(Call::Punch)?;
+        map::punch(&file.file, offset, len)
+    }
+
+    /// The next data or hole at or after `offset`; `None` when there is no data up to the end.
+    pub fn seek(&self, file: &DiskFile, offset: u64, whence: Seek) -> io::Result<Option<u64>> {
+        self.before(Call::Seek)?;
+        map::seek(&file.file, offset, whence)
+    }
+
+    /// The ranges of bytes that hold data, in order, as the filesystem will have them after a power cut.
+    pub fn data_ranges(&self, file: &DiskFile) -> io::Result<Vec<std::ops::Range<u64>>> {
+        self.before(Call::Map)?;
+        map::data_ranges(&file.file)
+    }
+
+    pub fn stat(&self, file: &DiskFile) -> io::Result<Stat> {
+        self.before(Call::Stat)?;
+        let meta = file.file.metadata()?;
+        Ok(Stat {
+            size: meta.len(),
+            mtime: Time {
+                secs: meta.mtime(),
+                nanos: meta.mtime_nsec() as u32,
+            },
+            allocated: meta.blocks() * 512,
+        })
+    }
+
+    /// Makes the file's bytes and size durable.
+    pub fn sync_data(&self, file: &DiskFile) -> io::Result<()> {
+        self.before(Call::SyncData)?;
+        file.file.sync_data()
+    }
+
+    /// Makes the names in a directory durable.
+    pub fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.before(Call::SyncDir)?;
+        File::open(path)?.sync_all()
+    }
+
+    /// Makes everything on the filesystem that `path` lies on durable.
+    pub fn sync_all(&self, path: &Path) -> io::Result<()> {
+        self.before(Call::SyncAll)?;
+        filesystem::sync_all(&File::open(path)?)
+    }
+
+    pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.before(Call::Rename)?;
+        fs::rename(from, to)
+    }
+
+    /// Removes a file; one that is not there is no error.
+    pub fn remove(&self, path: &Path) -> io::Result<()> {
+        self.before(Call::Remove)?;
+        ignore_missing(fs::remove_file(path))
+    }
+
+    /// Removes a directory and what is in it; one that is not there is no error.
+    pub fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.before(Call::Remove)?;
+        ignore_missing(fs::remove_dir_all(path))
+    }
+
+    /// Makes a directory for its owner only; one that is there already is no error.
+    pub fn make_dir(&self, path: &Path) -> io::Result<()> {
+        self.before(Call::MakeDir)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    }
+
+    /// The names in a directory, in no order.
+    pub fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        self.before(Call::List)?;
+        fs::read_dir(path)?
+            .map(|entry| entry.map(|entry| entry.file_name()))
+            .collect()
+    }
+
+    pub fn space(&self, path: &Path) -> io::Result<Space> {
+        self.before(Call::Space)?;
+        filesystem::space(path)
+    }
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn system_time(time: Time) -> io::Result<SystemTime> {
+    let whole = Duration::from_secs(time.secs.unsigned_abs());
+    let base = if time.secs >= 0 {
+        SystemTime::UNIX_EPOCH.checked_add(whole)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_sub(whole)
+    };
+    base.and_then(|base| base.checked_add(Duration::from_nanos(time.nanos.into())))
+        .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}

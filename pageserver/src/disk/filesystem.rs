@@ -1,0 +1,192 @@
+//! Calls that differ between platforms or concern a filesystem as a whole, and which filesystems are fit. Platform code.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use crate::types::Space;
+
+/// Sets an extended attribute.
+#[cfg(target_os = "linux")]
+pub fn set_xattr(file: &File, name: &CStr, value: &[u8]) -> io::Result<()> {
+    // SAFETY: name is NUL-terminated, value points to value.len() readable bytes.
+    let result = unsafe { libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Sets an extended attribute.
+#[cfg(target_os = "macos")]
+pub fn set_xattr(file: &File, name: &CStr, value: &[u8]) -> io::Result<()> {
+    // SAFETY: name is NUL-terminated, value points to value.len() readable bytes.
+    let result = unsafe {
+        libc::fsetxattr(
+            file.as_raw_fd(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+            0,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Reads an extended attribute into `buf`; its length, or `None` when there is none.
+pub fn get_xattr(file: &File, name: &CStr, buf: &mut [u8]) -> io::Result<Option<usize>> {
+    #[cfg(target_os = "linux")]
+    const MISSING: i32 = libc::ENODATA;
+    #[cfg(target_os = "macos")]
+    const MISSING: i32 = libc::ENOATTR;
+
+    // SAFETY: name is NUL-terminated, buf points to buf.len() writable bytes.
+    let len = unsafe {
+        #[cfg(target_os = "linux")]
+        let len = libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len());
+        #[cfg(target_os = "macos")]
+        let len = libc::fgetxattr(
+            file.as_raw_fd(),
+            name.as_ptr(),
+            buf.as_mut_ptr().cast(),
+            buf.len(),
+            0,
+            0,
+        );
+        len
+    };
+    if len >= 0 {
+        return Ok(Some(len as usize));
+    }
+    match io::Error::last_os_error() {
+        e if e.raw_os_error() == Some(MISSING) => Ok(None),
+        e => Err(e),
+    }
+}
+
+/// Makes the whole filesystem durable. Write-back errors since the last call are reported (Linux 5.8).
+#[cfg(target_os = "linux")]
+pub fn sync_all(file: &File) -> io::Result<()> {
+    // SAFETY: syncfs takes no pointers.
+    if unsafe { libc::syncfs(file.as_raw_fd()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// There is no syncfs here that reports errors: the caller syncs file by file.
+#[cfg(not(target_os = "linux"))]
+pub fn sync_all(_file: &File) -> io::Result<()> {
+    Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+}
+
+pub fn space(path: &Path) -> io::Result<Space> {
+    let stat = nix::sys::statvfs::statvfs(path)?;
+    let unit = stat.fragment_size() as u64;
+    Ok(Space {
+        total: stat.blocks() as u64 * unit,
+        free: stat.blocks_free() as u64 * unit,
+        available: stat.blocks_available() as u64 * unit,
+        files: stat.files() as u64,
+        files_free: stat.files_free() as u64,
+    })
+}
+
+/// Whether a filesystem can hold a store.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Fitness {
+    Fit,
+    /// It can, with a weaker promise that the user must know of.
+    Weaker(String),
+    Unfit {
+        filesystem: String,
+        why: String,
+    },
+}
+
+fn unfit(filesystem: &str, why: &str) -> Fitness {
+    Fitness::Unfit {
+        filesystem: filesystem.into(),
+        why: why.into(),
+    }
+}
+
+/// Judges by name whether the filesystem under `path` is one whose holes survive a power cut as the store needs:
+/// ext4 with data=ordered (or journal) and barriers, xfs, btrfs.
+#[cfg(target_os = "linux")]
+pub fn fitness(path: &Path) -> io::Result<Fitness> {
+    use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, statfs};
+    Ok(match statfs(path)?.filesystem_type() {
+        XFS_SUPER_MAGIC | BTRFS_SUPER_MAGIC => Fitness::Fit,
+        EXT4_SUPER_MAGIC => match ext4_options(path)? {
+            Some(options) => ext4_fitness(&options),
+            None => unfit("ext4", "its mount options can't be read from /proc/fs/ext4"),
+        },
+        TMPFS_MAGIC => unfit("tmpfs", "it keeps nothing over a restart of the machine"),
+        other => unfit(
+            &format!("a filesystem of type {:#x}", other.0),
+            "only ext4, xfs and btrfs are known to keep it safe",
+        ),
+    })
+}
+
+/// Judges an ext4 by the lines of `/proc/fs/ext4/DEVICE/options`. One without a journal shows no `data=` line.
+#[cfg(target_os = "linux")]
+fn ext4_fitness(options: &str) -> Fitness {
+    let has = |option: &str| options.lines().any(|line| line.trim() == option);
+    if has("data=writeback") {
+        return unfit("ext4", "it is mounted with data=writeback");
+    }
+    if has("nobarrier") || has("barrier=0") {
+        return unfit("ext4", "it is mounted without write barriers");
+    }
+    if !options.lines().any(|line| line.starts_with("data=")) {
+        return Fitness::Weaker(
+            "the store lies on an ext4 without a journal: a power cut can damage it, as it can any file there".into(),
+        );
+    }
+    Fitness::Fit
+}
+
+/// The options in force of the ext4 that `path` lies on.
+#[cfg(target_os = "linux")]
+fn ext4_options(path: &Path) -> io::Result<Option<String>> {
+    use nix::sys::stat::{major, minor};
+    use std::os::unix::fs::MetadataExt;
+    let dev = std::fs::metadata(path)?.dev();
+    let device = format!("/sys/dev/block/{}:{}", major(dev), minor(dev));
+    let Ok(target) = std::fs::read_link(device) else {
+        return Ok(None);
+    };
+    let Some(name) = target.file_name() else {
+        return Ok(None);
+    };
+    let options = Path::new("/proc/fs/ext4").join(name).join("options");
+    Ok(std::fs::read_to_string(options).ok())
+}
+
+/// No filesystem is known by name here: the probe decides.
+#[cfg(not(target_os = "linux"))]
+pub fn fitness(_path: &Path) -> io::Result<Fitness> {
+    Ok(Fitness::Fit)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ext4_is_judged_by_its_options() {
+        assert_eq!(ext4_fitness("rw\nbarrier\ndata=ordered\n"), Fitness::Fit);
+        assert!(matches!(ext4_fitness("rw\nbarrier\n"), Fitness::Weaker(_)));
+        for bad in ["barrier\ndata=writeback\n", "nobarrier\ndata=ordered\n"] {
+            assert!(matches!(ext4_fitness(bad), Fitness::Unfit { .. }), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! A regular file of a view, while somebody uses it: its size, its parts, and the map that says which part answers
+//! for which block.
+//!
+//! ```text
+//!   parts   0: layer 12   ████████████████              oldest
+//!           1: layer 31      ▒▒   ▒          |floor
+//!           2: layer 40    ░                            the head's, when the file was written in it
+//!   map        0 2 0 1 1 0 1 0 0 0 ...  HOLE HOLE
+//! ```
+//!
+//! A file with one part needs no map: what that part lacks reads as zeros there already. For more parts the map is
+//! asked of the filesystem once and kept current from then on. Reads and in-place overwrites share the content's lock;
+//! whatever changes size or parts takes it alone.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::block_map::{BlockMap, HOLE};
+use crate::layer::Backing;
+use crate::namespace::Inode;
+use crate::types::{BLOCK, Ino, LayerId, Seek, Time};
+
+pub struct File {
+    pub ino: Ino,
+    content: RwLock<Content>,
+    times: Mutex<FileTimes>,
+    /// Used since the table of files last looked for one to drop.
+    pub recent: AtomicBool,
+    /// Differs from what the namespace says, and the timeline knows.
+    pub touched: AtomicBool,
+}
+
+/// Times that writes move.
+#[derive(Clone, Copy)]
+pub struct FileTimes {
+    pub mtime: Time,
+    pub ctime: Time,
+}
+
+pub struct Part {
+    pub backing: Arc<Backing>,
+    pub floor: u64,
+}
+
+pub struct Content {
+    pub size: u64,
+    pub parts: Vec<Part>,
+    pub map: Option<BlockMap>,
+    /// The floor that a restart would find for the head's part.
+    pub saved_floor: u64,
+}
+
+impl File {
+    /// The file that an inode describes; `backing` gives the backing file of each part.
+    pub fn new(ino: Ino, inode: &Inode, backing: impl Fn(LayerId) -> Arc<Backing>) -> File {
+        let parts = inode.parts.iter().map(|part| Part {
+            backing: backing(part.layer),
+            floor: part.floor,
+        });
+        let parts: Vec<Part> = parts.collect();
+        let saved_floor = parts.last().map_or(0, |part| part.floor);
+        File {
+            ino,
+            content: RwLock::new(Content {
+                size: inode.size,
+                parts,
+                map: None,
+                saved_floor,
+            }),
+            times: Mutex::new(FileTimes {
+                mtime: inode.mtime,
+                ctime: inode.ctime,
+            }),
+            recent: AtomicBool::new(true),
+            touched: AtomicBool::new(false),
+        }
+    }
+
+    /// The content with its map in place, for reads and overwrites.
+    pub fn shared(&self) -> io::Result<RwLockReadGuard<'_, Content>> {
+        loop {
+            let content = self.peek();
+            if content.is_mapped() {
+                return Ok(content);
+            }
+            drop(content);
+            drop(self.alone()?);
+        }
+    }
+
+    /// The content with its map in place, for changes.
+    pub fn alone(&self) -> io::Result<RwLockWriteGuard<'_, Content>> {
+        let mut content = self.content.write().unwrap_or_else(|e| e.into_inner());
+        if !content.is_mapped() {
+            content.map = Some(content.build_map()?);
+        }
+        Ok(content)
+    }
+
+    /// The content as it is; the map may be missing.
+    pub fn peek(&self) -> RwLockReadGuard<'_, Content> {
+        self.content.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub fn times(&self) -> MutexGuard<'_, FileTimes> {
+        self.times.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Moves the times to `now`, where the caller keeps them.
+    pub fn modified(&self, now: Option<Time>) {
+        if let Some(now) = now {
+            *self.times() = FileTimes { mtime: now, ctime: now };
+        }
+    }
+
+    /// Makes the file's blocks and backing files durable; free when they are.
+    pub fn sync(&self) -> io::Result<()> {
+        let unsynced: Vec<Arc<Backing>> = {
+            let content = self.peek();
+            content.parts.iter().map(|part| part.backing.clone()).collect()
+        };
+        unsynced.iter().try_for_each(|backing| backing.sync())
+    }
+
+    /// Whether dropping the file from memory loses nothing.
+    pub fn is_clean(&self) -> bool {
+        let content = self.peek();
+        !self.touched.load(Ordering::Acquire) && content.parts.iter().all(|part| part.backing.is_durable())
+    }
+}
+
+impl Content {
+    fn is_mapped(&self) -> bool {
+        self.parts.len() <= 1 || self.map.is_some()
+    }
+
+    /// Asks the filesystem which blocks each part but the oldest has; the oldest answers for all the rest below the floors.
+    fn build_map(&self) -> io::Result<BlockMap> {
+        let map = BlockMap::filled(self.size, 0);
+        for (slot, part) in self.parts.iter().enumerate().skip(1) {
+            map.set(part.floor.div_ceil(BLOCK)..u64::MAX, HOLE);
+            for range in part.backing.disk().data_ranges(part.backing.file()?)? {
+                map.set(range.start / BLOCK..range.end.div_ceil(BLOCK), slot as u16);
+            }
+        }
+        Ok(map)
+    }
+
+    /// The part that answers for a block, if any does.
+    pub fn slot(&self, block: u64) -> u16 {
+        match (&self.map, self.parts.is_empty()) {
+            (Some(map), _) => map.slot(block),
+            (None, false) => 0,
+            (None, true) => HOLE,
+        }
+    }
+
+    /// Cuts a range of bytes into runs that one part answers.
+    fn runs(&self, bytes: Range<u64>) -> Vec<(u16, Range<u64>)> {
+        match &self.map {
+            Some(map) => map.runs(bytes).collect(),
+            None => vec![(self.slot(0), bytes)],
+        }
+    }
+
+    /// Fills `buf` from `offset`, as far as the file goes; returns the bytes read.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let len = self.size.saturating_sub(offset).min(buf.len() as u64);
+        let buf = &mut buf[..len as usize];
+        match (&self.map, self.parts.first()) {
+            (None, Some(part)) => read_part(part, offset, buf)?,
+            (None, None) => buf.fill(0),
+            (Some(map), _) => self.read_runs(map, offset, buf)?,
+        }
+        Ok(buf.len())
+    }
+
+    fn read_runs(&self, map: &BlockMap, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let range = offset..offset + buf.len() as u64;
+        let mut runs = map.runs(range.clone()).peekable();
+        let first = runs.next();
+        if runs.peek().is_some() {
+            self.read_ahead(map, range)?;
+        }
+        for (slot, run) in first.into_iter().chain(runs) {
+            let target = &mut buf[(run.start - offset) as usize..(run.end - offset) as usize];
+            match slot {
+                HOLE => target.fill(0),
+                slot => read_part(&self.parts[slot as usize], run.start, target)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts all reads of a scattered range at once, so that the disk works on them together.
+    fn read_ahead(&self, map: &BlockMap, range: Range<u64>) -> io::Result<()> {
+        for (slot, run) in map.runs(range).filter(|(slot, _)| *slot != HOLE) {
+            let backing = &self.parts[slot as usize].backing;
+            backing
+                .disk()
+                .will_need(backing.file()?, run.start, run.end - run.start)?;
+        }
+        Ok(())
+    }
+
+    /// The next data or hole at or after `offset`, which lies below the size; `None` when there is no data up to the end.
+    pub fn seek(&self, offset: u64, whence: Seek) -> io::Result<Option<u64>> {
+        for (slot, run) in self.runs(offset..self.size) {
+            let found = match (slot, whence) {
+                (HOLE, Seek::Hole) => Some(run.start),
+                (HOLE, Seek::Data) => None,
+                (0, _) => self.seek_oldest(run, whence)?,
+                (_, Seek::Data) => Some(run.start),
+                (_, Seek::Hole) => None,
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok((whence == Seek::Hole).then_some(self.size))
+    }
+
+    /// The oldest part's holes are the file's.
+    fn seek_oldest(&self, run: Range<u64>, whence: Seek) -> io::Result<Option<u64>> {
+        let backing = &self.parts[0].backing;
+        let found = backing.disk().seek(backing.file()?, run.start, whence)?;
+        Ok(match (found, whence) {
+            (Some(at), _) if at < run.end => Some(at),
+            (None, Seek::Hole) => Some(run.start),
+            _ => None,
+        })
+    }
+}
+
+/// Reads what a part has. Only the last block of a part may end early, and reads as zeros from there.
+fn read_part(part: &Part, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    let read = part.backing.disk().read_at(part.backing.file()?, buf, offset)?;
+    let end = (offset + read as u64).next_multiple_of(BLOCK);
+    if read < buf.len() && end < offset + buf.len() as u64 {
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!("layer {}: a backing file is too short", part.backing.layer()),
+        ));
+    }
+    buf[read..].fill(0);
+    Ok(())
+}

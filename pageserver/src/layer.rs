@@ -1,0 +1,248 @@
+//! A layer on disk: a directory with one sparse backing file for every file it has blocks of.
+//!
+//! ```text
+//!   layers/0000002a/1f     the blocks that were written to inode 0x1f during layer 0x2a, at their own offsets
+//!   layers/0000002a/1f.new half-made, swept when the layer is loaded
+//! ```
+//!
+//! Size, time of modification and floor of a file in a layer are those of its backing file, so they share the
+//! backing filesystem's journal with the data. A backing file that inherits something appears under its name with
+//! its size already set, since an empty one would cut the file off. It counts as durable only when its name is too.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use crate::disk::{Disk, DiskFile, Stat};
+use crate::error::{Error, Result};
+use crate::sync_point::SyncPoint;
+use crate::types::{Ino, LayerId};
+
+/// Above so many files one sync of the whole filesystem is cheaper than one for each.
+const SYNC_ONE_BY_ONE_MAX: usize = 64;
+
+const HALF_MADE: &str = ".new";
+
+pub struct Layer {
+    pub id: LayerId,
+    disk: Disk,
+    path: PathBuf,
+    /// The directory's own name.
+    name: SyncPoint,
+    /// The names in it.
+    names: SyncPoint,
+    /// Backing files written since they were last synced (or a while before).
+    unsynced: Mutex<HashMap<Ino, Arc<Backing>>>,
+}
+
+/// A backing file, opened when it is first needed.
+pub struct Backing {
+    layer: Arc<Layer>,
+    ino: Ino,
+    writable: bool,
+    file: OnceLock<DiskFile>,
+    data: SyncPoint,
+    listed: AtomicBool,
+}
+
+/// What a layer's directory tells about one file.
+pub struct Found {
+    pub ino: Ino,
+    pub stat: Stat,
+    pub floor: Option<u64>,
+}
+
+impl Layer {
+    /// Where the layer lies below the store's directory of layers.
+    pub fn path(layers: &Path, id: LayerId) -> PathBuf {
+        layers.join(id.to_string())
+    }
+
+    /// Makes the layer's directory, not yet durable.
+    pub fn create(disk: &Disk, layers: &Path, id: LayerId) -> Result<Arc<Layer>> {
+        let path = Layer::path(layers, id);
+        disk.make_dir(&path)
+            .map_err(Error::io(format!("make {}", path.display())))?;
+        let layer = Layer::open(disk, layers, id);
+        layer.name.changed();
+        Ok(layer)
+    }
+
+    /// A layer whose directory is there and durable.
+    pub fn open(disk: &Disk, layers: &Path, id: LayerId) -> Arc<Layer> {
+        Arc::new(Layer {
+            id,
+            disk: disk.clone(),
+            path: Layer::path(layers, id),
+            name: SyncPoint::default(),
+            names: SyncPoint::default(),
+            unsynced: Mutex::default(),
+        })
+    }
+
+    fn file_path(&self, ino: Ino) -> PathBuf {
+        self.path.join(ino.to_string())
+    }
+
+    /// The backing file of a file that the layer has blocks of.
+    pub fn backing(self: &Arc<Layer>, ino: Ino, writable: bool) -> Arc<Backing> {
+        Arc::new(Backing {
+            layer: self.clone(),
+            ino,
+            writable,
+            file: OnceLock::new(),
+            data: SyncPoint::default(),
+            listed: AtomicBool::new(false),
+        })
+    }
+
+    /// Makes the backing file of a file with nothing to inherit.
+    pub fn create_backing(self: &Arc<Layer>, ino: Ino) -> io::Result<Arc<Backing>> {
+        let file = self.disk.create(&self.file_path(ino))?;
+        Ok(self.made(ino, file))
+    }
+
+    /// Makes the backing file of a file that inherits blocks; it is not to be seen before it has its size.
+    pub fn create_sized_backing(self: &Arc<Layer>, ino: Ino, size: u64) -> io::Result<Arc<Backing>> {
+        let half_made = self.path.join(format!("{ino}{HALF_MADE}"));
+        self.disk.remove(&half_made)?;
+        let file = self.disk.create(&half_made)?;
+        self.disk.set_len(&file, size)?;
+        self.disk.rename(&half_made, &self.file_path(ino))?;
+        Ok(self.made(ino, file))
+    }
+
+    fn made(self: &Arc<Layer>, ino: Ino, file: DiskFile) -> Arc<Backing> {
+        self.names.changed();
+        let backing = self.backing(ino, true);
+        // Nobody else has seen this backing yet, so its cell is empty.
+        let _ = backing.file.set(file);
+        backing.changed();
+        backing
+    }
+
+    /// Removes a file's blocks; nobody will sync them any more.
+    pub fn remove(&self, ino: Ino) -> io::Result<()> {
+        self.unsynced().remove(&ino);
+        self.disk.remove(&self.file_path(ino))
+    }
+
+    /// Every file the layer has blocks of. Sweeps half-made ones.
+    pub fn scan(&self) -> Result<Vec<Found>> {
+        let failed = |what: &str| format!("{what} {}", self.path.display());
+        let mut found = Vec::new();
+        for name in self.disk.list(&self.path).map_err(Error::io(failed("list")))? {
+            let name = name.to_string_lossy();
+            if name.ends_with(HALF_MADE) {
+                let path = self.path.join(&*name);
+                self.disk.remove(&path).map_err(Error::io(failed("sweep")))?;
+                continue;
+            }
+            let ino = u64::from_str_radix(&name, 16).map_err(|_| Error::Damaged {
+                what: format!("{} holds a foreign file {name}", self.path.display()),
+            })?;
+            found.push(self.inspect(Ino(ino)).map_err(Error::io(failed("read")))?);
+        }
+        Ok(found)
+    }
+
+    fn inspect(&self, ino: Ino) -> io::Result<Found> {
+        let file = self.disk.open(&self.file_path(ino), false)?;
+        Ok(Found {
+            ino,
+            stat: self.disk.stat(&file)?,
+            floor: self.disk.floor(&file)?,
+        })
+    }
+
+    /// Makes the names of the layer's files durable.
+    pub fn sync_names(&self) -> io::Result<()> {
+        self.names.sync(|| self.disk.sync_dir(&self.path))?;
+        let layers = self.path.parent().unwrap_or(&self.path);
+        self.name.sync(|| self.disk.sync_dir(layers))
+    }
+
+    /// Makes everything written to the layer so far durable.
+    pub fn sync(&self) -> io::Result<()> {
+        let taken = std::mem::take(&mut *self.unsynced());
+        let backings: Vec<Arc<Backing>> = taken.into_values().collect();
+        self.sync_backings(&backings)?;
+        self.sync_names()
+    }
+
+    fn sync_backings(&self, backings: &[Arc<Backing>]) -> io::Result<()> {
+        for backing in backings {
+            backing.listed.store(false, Ordering::Release);
+        }
+        if backings.iter().filter(|backing| !backing.data.is_durable()).count() > SYNC_ONE_BY_ONE_MAX {
+            let counts: Vec<u64> = backings.iter().map(|backing| backing.data.changes()).collect();
+            match self.disk.sync_all(&self.path) {
+                Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+                Err(e) => return Err(e),
+                Ok(()) => {
+                    let synced = backings.iter().zip(counts);
+                    synced.for_each(|(backing, count)| backing.data.durable_up_to(count));
+                }
+            }
+        }
+        backings.iter().try_for_each(|backing| backing.sync_data())
+    }
+
+    fn unsynced(&self) -> MutexGuard<'_, HashMap<Ino, Arc<Backing>>> {
+        self.unsynced.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Backing {
+    pub fn layer(&self) -> LayerId {
+        self.layer.id
+    }
+
+    pub fn disk(&self) -> &Disk {
+        &self.layer.disk
+    }
+
+    pub fn file(&self) -> io::Result<&DiskFile> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let path = self.layer.file_path(self.ino);
+        let file = self.layer.disk.open(&path, self.writable)?;
+        Ok(self.file.get_or_init(|| file))
+    }
+
+    /// Notes that bytes, size or floor were changed.
+    pub fn changed(self: &Arc<Backing>) {
+        self.data.changed();
+        if !self.listed.swap(true, Ordering::AcqRel) {
+            self.layer.unsynced().insert(self.ino, self.clone());
+        }
+    }
+
+    /// Writes, and notes it; returns how much was written, with the error that stopped it.
+    pub fn write_at(self: &Arc<Backing>, data: &[u8], offset: u64) -> (usize, io::Result<()>) {
+        let file = match self.file() {
+            Ok(file) => file,
+            Err(e) => return (0, Err(e)),
+        };
+        let outcome = self.disk().write_at(file, data, offset);
+        self.changed();
+        outcome
+    }
+
+    pub fn is_durable(&self) -> bool {
+        self.data.is_durable()
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.data.sync(|| self.disk().sync_data(self.file()?))
+    }
+
+    /// Makes the file's bytes, size and name durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.sync_data()?;
+        self.layer.sync_names()
+    }
+}

@@ -1,0 +1,132 @@
+//! How the namespace of a layer is found again.
+//!
+//! ```text
+//!   nearest layer in memory, or with an image, or the root of all
+//!     + what each younger layer changed, from the database
+//!     + what each younger layer's backing files tell: which files have blocks there, their size, time and floor
+//! ```
+//!
+//! Where that took more than a few layers, an image is left behind so that it does not take as many again.
+
+use rocksdb::WriteBatch;
+
+use crate::catalog::{Catalog, Entry};
+use crate::error::Result;
+use crate::layer::{Found, Layer};
+use crate::namespace::{Change, Inode, Namespace, PartRef, codec};
+use crate::shared::Shared;
+use crate::types::{Kind, LayerId};
+
+/// Layers replayed above an image before another image is worth its space.
+const IMAGE_EVERY: usize = 32;
+
+/// A head's namespace, its parent's, and whether the head has changes of its own.
+pub struct LoadedHead {
+    pub ns: Namespace,
+    pub below: Namespace,
+    pub changed: bool,
+}
+
+/// The namespace of a sealed layer. `None` stands for what lies below a root layer: nothing.
+pub fn sealed(shared: &Shared, catalog: &mut Catalog, layer: Option<LayerId>) -> Result<Namespace> {
+    let mut pending = Vec::new();
+    let mut at = layer;
+    let mut ns = loop {
+        let Some(id) = at else {
+            break Namespace::default();
+        };
+        if let Some(ns) = shared.namespace(id) {
+            break ns;
+        }
+        let record = catalog.layer(id)?;
+        if record.has_image {
+            break codec::read_image(&shared.db, id)?;
+        }
+        pending.push(id);
+        at = record.parent;
+    };
+    for id in pending.iter().rev() {
+        replay(shared, *id, &mut ns)?;
+        shared.keep_namespace(*id, ns.clone());
+    }
+    if let (Some(layer), true) = (layer, pending.len() >= IMAGE_EVERY) {
+        leave_image(shared, catalog, layer, &ns)?;
+    }
+    Ok(ns)
+}
+
+fn leave_image(shared: &Shared, catalog: &mut Catalog, layer: LayerId, ns: &Namespace) -> Result<()> {
+    let mut batch = WriteBatch::default();
+    codec::put_image(&shared.db, &mut batch, layer, ns);
+    let mut record = catalog.layer(layer)?.clone();
+    record.has_image = true;
+    catalog.commit(&shared.db, batch, vec![Entry::Layer(layer, Some(record))])
+}
+
+/// The namespace of a head.
+pub fn head(shared: &Shared, catalog: &mut Catalog, layer: LayerId) -> Result<LoadedHead> {
+    let parent = catalog.layer(layer)?.parent;
+    let below = sealed(shared, catalog, parent)?;
+    let mut ns = below.clone();
+    let changes = replay(shared, layer, &mut ns)?;
+    sweep_orphans(shared, layer, &below, &mut ns)?;
+    Ok(LoadedHead {
+        ns,
+        below,
+        changed: changes > 0,
+    })
+}
+
+/// Applies a layer's changes and files to its parent's namespace; returns how many there were.
+fn replay(shared: &Shared, id: LayerId, ns: &mut Namespace) -> Result<usize> {
+    let changes = codec::apply_changes(&shared.db, id, ns)?;
+    let layer = Layer::open(&shared.disk, &shared.layers_dir, id);
+    let found = layer.scan()?;
+    for file in &found {
+        if let Ok(inode) = ns.inode(file.ino) {
+            let inode = with_blocks(inode, id, file);
+            ns.apply(Change::SetInode(file.ino, inode));
+        }
+    }
+    Ok(changes + found.len())
+}
+
+/// The inode as the layer's backing file has it.
+fn with_blocks(inode: &Inode, layer: LayerId, file: &Found) -> Inode {
+    let mut inode = inode.clone();
+    let floor = file.floor.unwrap_or(inode.size).min(file.stat.size);
+    if floor == 0 {
+        inode.parts.clear();
+    }
+    inode.parts.push_back(PartRef { layer, floor });
+    inode.size = file.stat.size;
+    inode.mtime = file.stat.mtime;
+    inode.ctime = inode.ctime.max(file.stat.mtime);
+    inode
+}
+
+/// Ends what nobody can reach any more: inodes without a name, blocks without an inode.
+fn sweep_orphans(shared: &Shared, id: LayerId, below: &Namespace, ns: &mut Namespace) -> Result<()> {
+    let orphans: Vec<Change> = ns
+        .inodes()
+        .filter(|(_, inode)| inode.nlink == 0)
+        .map(|(ino, _)| Change::DropInode(ino))
+        .collect();
+    if !orphans.is_empty() {
+        let mut batch = WriteBatch::default();
+        codec::put_changes(&shared.db, &mut batch, id, below, &orphans);
+        shared.db.write(batch)?;
+        orphans.into_iter().for_each(|change| ns.apply(change));
+    }
+    let layer = Layer::open(&shared.disk, &shared.layers_dir, id);
+    for file in layer.scan()? {
+        let has_blocks = ns.inode(file.ino).is_ok_and(|inode| inode.kind == Kind::File);
+        if !has_blocks {
+            tracing::info!(layer = %id, ino = %file.ino, "sweeping blocks of a file that is gone");
+            layer
+                .remove(file.ino)
+                .map_err(crate::Error::io(format!("remove a swept file of layer {id}")))?;
+        }
+    }
+    Ok(())
+}

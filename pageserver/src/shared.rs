@@ -1,0 +1,84 @@
+//! What all timelines of a store share: the disk, the database, the source of inode numbers, and the namespaces of
+//! sealed layers that are still in memory.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use rocksdb::WriteBatch;
+
+use crate::db::{CATALOG, Db};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::namespace::Namespace;
+use crate::types::{Ino, LayerId};
+
+/// Inode numbers taken from the database at once.
+const INO_LEASE: u64 = 4096;
+const INO_KEY: &[u8] = b"counter/ino";
+
+/// Sealed namespaces kept in memory. They share all they have in common.
+const NAMESPACES_MAX: usize = 256;
+
+pub struct Shared {
+    pub disk: Disk,
+    pub db: Db,
+    pub layers_dir: PathBuf,
+    inos: Mutex<Lease>,
+    namespaces: Mutex<VecDeque<(LayerId, Namespace)>>,
+}
+
+/// Inode numbers from `next` up to `end` are ours to give.
+struct Lease {
+    next: u64,
+    end: u64,
+}
+
+impl Shared {
+    pub fn open(disk: Disk, db: Db, layers_dir: PathBuf) -> Result<Shared> {
+        let next = match db.get(CATALOG, INO_KEY)? {
+            Some(value) => value.try_into().map(u64::from_le_bytes).map_err(|_| Error::Damaged {
+                what: "the counter of inode numbers can't be read".into(),
+            })?,
+            None => Ino::FIRST.0,
+        };
+        Ok(Shared {
+            disk,
+            db,
+            layers_dir,
+            inos: Mutex::new(Lease { next, end: next }),
+            namespaces: Mutex::default(),
+        })
+    }
+
+    /// An inode number that was never given before.
+    pub fn new_ino(&self) -> Result<Ino> {
+        let mut lease = self.inos.lock().unwrap_or_else(|e| e.into_inner());
+        if lease.next == lease.end {
+            let end = lease.end + INO_LEASE;
+            let mut batch = WriteBatch::default();
+            self.db.put(&mut batch, CATALOG, INO_KEY, &end.to_le_bytes());
+            self.db.write(batch)?;
+            lease.end = end;
+        }
+        lease.next += 1;
+        Ok(Ino(lease.next - 1))
+    }
+
+    /// A sealed layer's namespace, if it is in memory.
+    pub fn namespace(&self, layer: LayerId) -> Option<Namespace> {
+        let namespaces = self.namespaces.lock().unwrap_or_else(|e| e.into_inner());
+        let found = namespaces.iter().find(|(id, _)| *id == layer);
+        found.map(|(_, ns)| ns.clone())
+    }
+
+    /// Keeps a sealed layer's namespace in memory for a while.
+    pub fn keep_namespace(&self, layer: LayerId, ns: Namespace) {
+        let mut namespaces = self.namespaces.lock().unwrap_or_else(|e| e.into_inner());
+        namespaces.retain(|(id, _)| *id != layer);
+        if namespaces.len() == NAMESPACES_MAX {
+            namespaces.pop_front();
+        }
+        namespaces.push_back((layer, ns));
+    }
+}

@@ -1,0 +1,416 @@
+//! A store: one directory with everything zenith keeps.
+//!
+//! ```text
+//!   format      the format's version, one line
+//!   lock        flock'ed by the one process that has the store open
+//!   db/         RocksDB: catalog and namespaces
+//!   layers/     a directory for each layer
+//! ```
+
+use std::collections::HashMap;
+use std::fs::{self, File as StdFile, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use nix::fcntl::{Flock, FlockArg};
+use rocksdb::WriteBatch;
+
+use crate::catalog::{Catalog, Entry, LayerRecord, TimelineRecord};
+use crate::db::Db;
+use crate::disk::Disk;
+use crate::disk::probe::{Fitness, fitness, probe};
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::load;
+use crate::names::{BranchName, SnapshotName};
+use crate::namespace::ops::{leave_out, new_inode};
+use crate::namespace::{Change, Namespace, codec};
+use crate::pg::Purpose;
+use crate::shared::Shared;
+use crate::timeline::Timeline;
+use crate::types::*;
+use crate::view::View;
+
+/// The on-disk format that this code writes, and the newest that it reads.
+pub const FORMAT: u32 = 1;
+
+const FORMAT_FILE: &str = "format";
+const LOCK_FILE: &str = "lock";
+const DB_DIR: &str = "db";
+const LAYERS_DIR: &str = "layers";
+
+/// What a new branch starts from.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// An empty directory.
+    Empty,
+    /// A branch as it is now.
+    Branch(BranchName),
+    Snapshot(SnapshotName),
+}
+
+/// What is known of a branch.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct BranchInfo {
+    pub name: BranchName,
+    pub head: LayerId,
+    /// The snapshot or branch it was made from.
+    pub parent: Option<String>,
+    pub created: Time,
+}
+
+pub struct Store {
+    dir: PathBuf,
+    pub(crate) shared: Arc<Shared>,
+    catalog: Mutex<Catalog>,
+    timelines: Mutex<HashMap<TimelineId, Weak<Timeline>>>,
+    views: Mutex<HashMap<LayerId, Weak<View>>>,
+    warning: Option<String>,
+    _lock: Flock<StdFile>,
+}
+
+impl Store {
+    /// Makes a new store in `dir`, which is made too or must be empty. Refuses filesystems that can't hold one.
+    pub fn create(dir: &Path, disk: Disk) -> Result<()> {
+        if dir.join(FORMAT_FILE).exists() {
+            return Err(Error::StoreExists { path: dir.into() });
+        }
+        let failed = |what: &str| format!("{what} {}", dir.display());
+        let existed = dir.exists();
+        disk.make_dir(dir).map_err(Error::io(failed("make")))?;
+        if !disk.list(dir).map_err(Error::io(failed("list")))?.is_empty() {
+            return Err(Error::NotEmpty { path: dir.into() });
+        }
+        fill(dir, &disk).inspect_err(|_| {
+            // Half a store is none; what can't be removed now is refused as "not empty" later.
+            let _ = disk.remove_dir(dir);
+            if existed {
+                let _ = disk.make_dir(dir);
+            }
+        })
+    }
+
+    /// Opens a store: takes its lock, checks its format, ends what a crash left half-made.
+    pub fn open(dir: &Path, disk: Disk) -> Result<Arc<Store>> {
+        check_format(dir)?;
+        let lock = lock(dir)?;
+        let warning = judge(dir)?;
+        let db = Db::open(&dir.join(DB_DIR), false)?;
+        let catalog = Catalog::load(&db)?;
+        let store = Store {
+            dir: dir.into(),
+            shared: Arc::new(Shared::open(disk, db, dir.join(LAYERS_DIR))?),
+            catalog: Mutex::new(catalog),
+            timelines: Mutex::default(),
+            views: Mutex::default(),
+            warning,
+            _lock: lock,
+        };
+        store.sweep()?;
+        Ok(Arc::new(store))
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the user must know of the filesystem under the store.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
+    }
+
+    pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        self.catalog.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// All branches, oldest first.
+    pub fn branches(&self) -> Vec<BranchInfo> {
+        self.catalog()
+            .timelines()
+            .map(|(_, record)| branch_info(record))
+            .collect()
+    }
+
+    pub fn branch(&self, name: &BranchName) -> Result<BranchInfo> {
+        Ok(branch_info(self.catalog().timeline(name)?.1))
+    }
+
+    /// Makes a branch; copies nothing. `owner` (uid, gid) gets the root directory of an empty one.
+    pub fn create_branch(&self, name: &BranchName, start: &Start, owner: (u32, u32), now: Time) -> Result<BranchInfo> {
+        if self.branch(name).is_ok() {
+            return Err(Error::BranchExists { name: name.to_string() });
+        }
+        let (base, parent) = match start {
+            Start::Empty => (None, None),
+            Start::Branch(from) => (Some(self.seal_branch(from)?), Some(from.to_string())),
+            Start::Snapshot(from) => (Some(self.catalog().snapshot(from)?.layer), Some(from.to_string())),
+        };
+        let mut catalog = self.catalog();
+        let (head, batch) = self.new_head(&mut catalog, base, Purpose::Clone, owner, now)?;
+        let id = TimelineId(catalog.next_number());
+        let record = TimelineRecord {
+            name: name.clone(),
+            head,
+            parent,
+            base,
+            created: now,
+            replaced: 0,
+        };
+        let info = branch_info(&record);
+        let entries = vec![
+            Entry::Layer(head, Some(LayerRecord::new(base, id))),
+            Entry::Timeline(id, Some(record)),
+        ];
+        catalog.commit(&self.shared.db, batch, entries)?;
+        drop(catalog);
+        self.sync_db()?;
+        Ok(info)
+    }
+
+    /// Makes an empty head on a sealed layer, or one with an empty directory on nothing.
+    /// The batch holds what the head changes from the start.
+    pub(crate) fn new_head(
+        &self,
+        catalog: &mut Catalog,
+        base: Option<LayerId>,
+        purpose: Purpose,
+        owner: (u32, u32),
+        now: Time,
+    ) -> Result<(LayerId, WriteBatch)> {
+        let below = load::sealed(&self.shared, catalog, base)?;
+        let changes = match base {
+            Some(_) => leave_out(&below, purpose),
+            None => vec![root_dir(owner, now)?],
+        };
+        let id = LayerId(catalog.next_number());
+        let layer = Layer::create(&self.shared.disk, &self.shared.layers_dir, id)?;
+        layer.sync_names().map_err(Error::io("make a layer durable"))?;
+        let mut batch = WriteBatch::default();
+        codec::put_changes(&self.shared.db, &mut batch, id, &below, &changes);
+        Ok((id, batch))
+    }
+
+    /// Ends a branch. Refused while it is in use, or while other branches start from its snapshots.
+    pub fn destroy_branch(&self, name: &BranchName) -> Result<()> {
+        let mut catalog = self.catalog();
+        let (id, _) = catalog.timeline(name)?;
+        if self.is_open(id) {
+            return Err(Error::Busy { name: name.to_string() });
+        }
+        let tags: Vec<_> = catalog
+            .snapshots()
+            .filter(|(timeline, ..)| *timeline == id)
+            .map(|(_, tag, record)| (tag.clone(), record.layer))
+            .collect();
+        let own: Vec<LayerId> = tags.iter().map(|(_, layer)| *layer).collect();
+        self.refuse_if_needed(&catalog, name.to_string(), Some(id), &own)?;
+        let mut entries = vec![Entry::Timeline(id, None)];
+        entries.extend(tags.into_iter().map(|(tag, _)| Entry::Snapshot(id, tag, None)));
+        catalog.commit(&self.shared.db, WriteBatch::default(), entries)?;
+        self.collect(&mut catalog)?;
+        drop(catalog);
+        self.sync_db()
+    }
+
+    /// Refuses to let go of named layers that other branches were made from or somebody looks at.
+    pub(crate) fn refuse_if_needed(
+        &self,
+        catalog: &Catalog,
+        name: String,
+        except: Option<TimelineId>,
+        layers: &[LayerId],
+    ) -> Result<()> {
+        let dependents: Vec<String> = catalog
+            .timelines()
+            .filter(|(id, record)| Some(*id) != except && record.base.is_some_and(|base| layers.contains(&base)))
+            .map(|(_, record)| format!("branch {}", record.name))
+            .collect();
+        if !dependents.is_empty() {
+            return Err(Error::Needed { name, dependents });
+        }
+        let views = self.views.lock().unwrap_or_else(|e| e.into_inner());
+        let looked_at = |layer| views.get(layer).is_some_and(|view| view.strong_count() > 0);
+        match layers.iter().any(looked_at) {
+            true => Err(Error::Busy { name }),
+            false => Ok(()),
+        }
+    }
+
+    /// The branch's timeline, loaded when nobody holds it.
+    pub fn timeline(&self, name: &BranchName) -> Result<Arc<Timeline>> {
+        let mut catalog = self.catalog();
+        let (id, record) = catalog.timeline(name)?;
+        let head = record.head;
+        let mut timelines = self.timelines.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(timeline) = timelines.get(&id).and_then(Weak::upgrade) {
+            return Ok(timeline);
+        }
+        let loaded = load::head(&self.shared, &mut catalog, head)?;
+        let timeline = Arc::new(Timeline::new(id, name.clone(), self.shared.clone(), head, loaded));
+        timelines.insert(id, Arc::downgrade(&timeline));
+        Ok(timeline)
+    }
+
+    pub(crate) fn is_open(&self, id: TimelineId) -> bool {
+        let timelines = self.timelines.lock().unwrap_or_else(|e| e.into_inner());
+        timelines.get(&id).is_some_and(|timeline| timeline.strong_count() > 0)
+    }
+
+    /// The tree of a sealed layer, read-only.
+    pub fn sealed_view(&self, layer: LayerId) -> Result<Arc<View>> {
+        let mut catalog = self.catalog();
+        let mut views = self.views.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(view) = views.get(&layer).and_then(Weak::upgrade) {
+            return Ok(view);
+        }
+        let ns: Namespace = load::sealed(&self.shared, &mut catalog, Some(layer))?;
+        let view = View::sealed(&self.shared.disk, self.shared.layers_dir.clone(), layer, ns);
+        let view = Arc::new(view);
+        views.insert(layer, Arc::downgrade(&view));
+        Ok(view)
+    }
+
+    /// Deletes layers that nothing needs, the youngest first.
+    pub(crate) fn collect(&self, catalog: &mut Catalog) -> Result<()> {
+        loop {
+            let unneeded = catalog.unneeded();
+            if unneeded.is_empty() {
+                return Ok(());
+            }
+            let mut batch = WriteBatch::default();
+            for id in &unneeded {
+                codec::delete_layer(&self.shared.db, &mut batch, *id);
+            }
+            let entries = unneeded.iter().map(|id| Entry::Layer(*id, None)).collect();
+            catalog.commit(&self.shared.db, batch, entries)?;
+            // The blocks go only when the catalog can't come back with their layer.
+            self.sync_db()?;
+            for id in unneeded {
+                self.remove_layer_dir(id)?;
+            }
+        }
+    }
+
+    fn remove_layer_dir(&self, id: LayerId) -> Result<()> {
+        let path = Layer::path(&self.shared.layers_dir, id);
+        let removed = self.shared.disk.remove_dir(&path);
+        removed.map_err(Error::io(format!("remove {}", path.display())))
+    }
+
+    /// Ends what a crash left half-made: layers without a record, records that nothing needs.
+    fn sweep(&self) -> Result<()> {
+        let mut catalog = self.catalog();
+        self.collect(&mut catalog)?;
+        let dir = &self.shared.layers_dir;
+        let names = self.shared.disk.list(dir).map_err(Error::io("list the layers"))?;
+        for name in names {
+            let id = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
+            if let Some(id) = id.map(LayerId)
+                && catalog.layer(id).is_err()
+            {
+                tracing::info!(layer = %id, "sweeping a half-made layer");
+                self.remove_layer_dir(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn sync_db(&self) -> Result<()> {
+        self.shared.db.sync().map_err(Error::io("sync the store's database"))
+    }
+}
+
+fn branch_info(record: &TimelineRecord) -> BranchInfo {
+    BranchInfo {
+        name: record.name.clone(),
+        head: record.head,
+        parent: record.parent.clone(),
+        created: record.created,
+    }
+}
+
+fn root_dir((uid, gid): (u32, u32), now: Time) -> Result<Change> {
+    let node = NewNode {
+        kind: NewKind::Dir,
+        mode: 0o700,
+        uid,
+        gid,
+    };
+    let inode = new_inode(node, Ino::ROOT, now).map_err(|e| Error::io("make the root directory")(e.into()))?;
+    Ok(Change::SetInode(Ino::ROOT, inode))
+}
+
+/// Makes the parts of a store; the format file comes last, and makes it one.
+fn fill(dir: &Path, disk: &Disk) -> Result<()> {
+    judge(dir)?;
+    let probed = probe(disk, dir).map_err(Error::io(format!("probe {}", dir.display())))?;
+    if let Some(why) = probed {
+        return Err(Error::UnsupportedFilesystem {
+            path: dir.into(),
+            filesystem: "a filesystem".into(),
+            why,
+        });
+    }
+    let layers = dir.join(LAYERS_DIR);
+    disk.make_dir(&layers)
+        .map_err(Error::io(format!("make {}", layers.display())))?;
+    Db::open(&dir.join(DB_DIR), true)?
+        .sync()
+        .map_err(Error::io("sync the store's database"))?;
+    write_format(dir, disk).map_err(Error::io(format!("write {}", dir.join(FORMAT_FILE).display())))
+}
+
+/// Refuses a filesystem that can't hold a store; returns what the user must know of one that can.
+fn judge(dir: &Path) -> Result<Option<String>> {
+    match fitness(dir).map_err(Error::io(format!("look at {}", dir.display())))? {
+        Fitness::Fit => Ok(None),
+        Fitness::Weaker(warning) => Ok(Some(warning)),
+        Fitness::Unfit { filesystem, why } => Err(Error::UnsupportedFilesystem {
+            path: dir.into(),
+            filesystem,
+            why,
+        }),
+    }
+}
+
+fn write_format(dir: &Path, disk: &Disk) -> std::io::Result<()> {
+    let half_made = dir.join("format.new");
+    let mut file = StdFile::create(&half_made)?;
+    writeln!(file, "{FORMAT}")?;
+    file.sync_all()?;
+    disk.rename(&half_made, &dir.join(FORMAT_FILE))?;
+    disk.sync_dir(dir)
+}
+
+fn check_format(dir: &Path) -> Result<()> {
+    let path = dir.join(FORMAT_FILE);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::NotAStore { path: dir.into() });
+        }
+        Err(e) => return Err(Error::io(format!("read {}", path.display()))(e)),
+    };
+    match text.trim().parse() {
+        Ok(found) if found > FORMAT => Err(Error::NewerFormat {
+            path: dir.into(),
+            found,
+            known: FORMAT,
+        }),
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Damaged {
+            what: format!("{} holds no version number", path.display()),
+        }),
+    }
+}
+
+fn lock(dir: &Path) -> Result<Flock<StdFile>> {
+    let path = dir.join(LOCK_FILE);
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = opened.map_err(Error::io(format!("open {}", path.display())))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => Error::Locked { path: dir.into() },
+        other => Error::io(format!("lock {}", path.display()))(other.into()),
+    })
+}

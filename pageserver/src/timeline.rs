@@ -1,0 +1,526 @@
+//! One line of history with exactly one writable head.
+//!
+//! ```text
+//!   write   ── epoch shared ──> head's backing file                      (in the kernel's hands, then answered)
+//!   rename  ── epoch shared ──> database ──> namespace in memory         (in the kernel's hands, then answered)
+//!   fsync   ── no epoch ──────> sync of the file's backing files, of the database's log
+//!   seal    ── epoch alone ───> swap heads; sync the sealed layer with the epoch free again
+//! ```
+//!
+//! Locks, in the order in which they are taken: epoch, a file's content, a shard of the table of files, namespace. A file's content
+//! and the namespace are never waited for with the other held, except by a seal, when nobody changes either.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+
+use nix::errno::Errno;
+use rocksdb::WriteBatch;
+
+use crate::error::{Error, FsResult, Result};
+use crate::file::File;
+use crate::layer::Layer;
+use crate::load::LoadedHead;
+use crate::names::BranchName;
+use crate::namespace::ops::{self, Outcome, Place};
+use crate::namespace::{Change, Inode, Namespace, PartRef, codec};
+use crate::shared::Shared;
+use crate::types::*;
+use crate::view::View;
+use crate::write::Target;
+
+const COPY_CHUNK: usize = 256 * 1024;
+
+pub struct Timeline {
+    pub(crate) id: TimelineId,
+    name: BranchName,
+    shared: Arc<Shared>,
+    view: View,
+    /// The epoch lock.
+    head: RwLock<Head>,
+    /// A write or a sync failed: nothing is durable any more until the timeline is loaded again.
+    poisoned: AtomicBool,
+}
+
+struct Head {
+    layer: Arc<Layer>,
+    /// The parent's namespace.
+    below: Namespace,
+    /// Anything at all was changed since the last seal.
+    changed: AtomicBool,
+    /// Files that differ from what the namespace says.
+    touched: Mutex<HashMap<Ino, Arc<File>>>,
+}
+
+impl Head {
+    fn touch(&self, file: &Arc<File>) {
+        if !file.touched.swap(true, Ordering::AcqRel) {
+            self.changed.store(true, Ordering::Release);
+            self.touched().insert(file.ino, file.clone());
+        }
+    }
+
+    fn touched(&self) -> MutexGuard<'_, HashMap<Ino, Arc<File>>> {
+        self.touched.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn target(&self, ino: Ino) -> Target<'_> {
+        Target {
+            ino,
+            layer: &self.layer,
+        }
+    }
+}
+
+impl Timeline {
+    pub(crate) fn new(
+        id: TimelineId,
+        name: BranchName,
+        shared: Arc<Shared>,
+        layer: LayerId,
+        loaded: LoadedHead,
+    ) -> Timeline {
+        let layer = Layer::open(&shared.disk, &shared.layers_dir, layer);
+        Timeline {
+            id,
+            name,
+            view: View::head(&shared.disk, shared.layers_dir.clone(), layer.clone(), loaded.ns),
+            shared,
+            head: RwLock::new(Head {
+                layer,
+                below: loaded.below,
+                changed: AtomicBool::new(loaded.changed),
+                touched: Mutex::default(),
+            }),
+            poisoned: AtomicBool::new(false),
+        }
+    }
+
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The timeline's human name.
+    pub fn branch(&self) -> BranchName {
+        self.name.clone()
+    }
+
+    fn head(&self) -> RwLockReadGuard<'_, Head> {
+        self.head.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    // Names and attributes
+
+    /// Makes a change of the namespace: worked out, written to the database, applied.
+    fn mutate<T>(&self, op: impl FnOnce(&Namespace) -> FsResult<Outcome<T>>) -> FsResult<T> {
+        let head = self.head();
+        let mut ns = self.view.ns_mut();
+        let Outcome { changes, result } = op(&ns)?;
+        if changes.is_empty() {
+            return Ok(result);
+        }
+        let mut batch = WriteBatch::default();
+        codec::put_changes(&self.shared.db, &mut batch, head.layer.id, &head.below, &changes);
+        self.shared.db.write(batch).map_err(|e| self.db_failed(&e))?;
+        changes.into_iter().for_each(|change| ns.apply(change));
+        head.changed.store(true, Ordering::Release);
+        Ok(result)
+    }
+
+    pub fn create(&self, parent: Ino, name: &OsStr, node: NewNode, now: Time) -> FsResult<Attr> {
+        let ino = self.shared.new_ino().map_err(|e| self.db_failed(&e))?;
+        self.mutate(|ns| ops::create(ns, Place { parent, name }, ino, node, now))
+    }
+
+    pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr, now: Time) -> FsResult<Attr> {
+        let attr = self.mutate(|ns| ops::link(ns, ino, Place { parent, name }, now))?;
+        Ok(self.view.current(attr))
+    }
+
+    /// Returns the inode that lost a name; without any it lives on until [`Timeline::forget`].
+    pub fn unlink(&self, parent: Ino, name: &OsStr, now: Time) -> FsResult<Attr> {
+        self.mutate(|ns| ops::unlink(ns, Place { parent, name }, now))
+    }
+
+    /// Returns the directory that is gone.
+    pub fn rmdir(&self, parent: Ino, name: &OsStr, now: Time) -> FsResult<Attr> {
+        self.mutate(|ns| ops::rmdir(ns, Place { parent, name }, now))
+    }
+
+    /// Returns the inode that was replaced, if any.
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new_parent: Ino,
+        new_name: &OsStr,
+        how: Rename,
+        now: Time,
+    ) -> FsResult<Option<Attr>> {
+        let to = Place {
+            parent: new_parent,
+            name: new_name,
+        };
+        self.mutate(|ns| ops::rename(ns, Place { parent, name }, to, how, now))
+    }
+
+    pub fn setattr(&self, ino: Ino, set: SetAttr, now: Time) -> FsResult<Attr> {
+        if let Some(size) = set.size {
+            self.set_size(ino, size, now)?;
+        }
+        let in_record = set.mode.is_some() || set.uid.is_some() || set.gid.is_some() || set.atime.is_some();
+        let in_blocks = match set.mtime {
+            Some(mtime) => self.set_mtime_of_blocks(ino, mtime, now)?,
+            None => true,
+        };
+        if in_record || !in_blocks {
+            self.mutate(|ns| ops::set_attr(ns, ino, &set, now))?;
+        }
+        self.view.getattr(ino)
+    }
+
+    /// Sets the time of modification of a file in use; true when it has blocks in the head, whose backing file keeps it.
+    fn set_mtime_of_blocks(&self, ino: Ino, mtime: Time, now: Time) -> FsResult<bool> {
+        if self.view.getattr(ino)?.kind != Kind::File {
+            return Ok(false);
+        }
+        let head = self.head();
+        let file = self.view.file(ino)?;
+        let content = file.peek();
+        let backing = content.head(head.layer.id);
+        if let Some(backing) = backing {
+            let set = backing.file().and_then(|f| backing.disk().set_mtime(f, mtime));
+            set.map_err(|e| self.failed("set the time of", ino, &e))?;
+        }
+        *file.times() = crate::file::FileTimes { mtime, ctime: now };
+        head.touch(&file);
+        Ok(backing.is_some())
+    }
+
+    // Blocks
+
+    /// Writes all of `data`, growing the file where it must. `now` is `None` where the kernel keeps the times.
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], now: Option<Time>) -> FsResult<usize> {
+        let end = checked_end(offset, data.len() as u64)?;
+        let file = self.file(ino)?;
+        let head = self.head();
+        self.write_blocks(&head, &file, offset..end, data)
+            .map_err(|e| self.failed("write", ino, &e))?;
+        file.modified(now);
+        if now.is_some() {
+            head.touch(&file);
+        }
+        Ok(data.len())
+    }
+
+    fn write_blocks(&self, head: &Head, file: &Arc<File>, bytes: std::ops::Range<u64>, data: &[u8]) -> io::Result<()> {
+        let content = file.shared()?;
+        if content.can_overwrite(head.layer.id, bytes.clone()) {
+            return content.overwrite(data, bytes.start);
+        }
+        drop(content);
+        let mut content = file.alone()?;
+        head.touch(file);
+        content.write(head.target(file.ino), data, bytes.start)
+    }
+
+    fn set_size(&self, ino: Ino, size: u64, now: Time) -> FsResult<()> {
+        checked_end(size, 0)?;
+        let file = self.file(ino)?;
+        let head = self.head();
+        let resized = file.alone().and_then(|mut content| {
+            head.touch(&file);
+            content.set_size(head.target(ino), size)
+        });
+        resized.map_err(|e| self.failed("resize", ino, &e))?;
+        file.modified(Some(now));
+        Ok(())
+    }
+
+    pub fn fallocate(&self, ino: Ino, how: Fallocate, offset: u64, len: u64, now: Time) -> FsResult<()> {
+        let end = checked_end(offset, len)?;
+        match how {
+            Fallocate::Extend | Fallocate::KeepSize => self.check_room(len)?,
+            Fallocate::PunchHole | Fallocate::ZeroRange { .. } => self.zero(ino, offset..end, now)?,
+        }
+        let grows = matches!(how, Fallocate::Extend | Fallocate::ZeroRange { keep_size: false });
+        if grows && end > self.view.getattr(ino)?.size {
+            self.set_size(ino, end, now)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing is set aside, for blocks that are allocated but unwritten could not be told from holes after a power cut.
+    fn check_room(&self, len: u64) -> FsResult<()> {
+        match self.space()?.available {
+            available if available < len => Err(Errno::ENOSPC),
+            _ => Ok(()),
+        }
+    }
+
+    fn zero(&self, ino: Ino, bytes: std::ops::Range<u64>, now: Time) -> FsResult<()> {
+        let file = self.file(ino)?;
+        let head = self.head();
+        let zeroed = file.alone().and_then(|mut content| {
+            head.touch(&file);
+            content.zero(head.target(ino), bytes)
+        });
+        zeroed.map_err(|e| self.failed("punch", ino, &e))?;
+        file.modified(Some(now));
+        Ok(())
+    }
+
+    /// Copies bytes between files; returns how many, fewer only at the end of the source.
+    pub fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+        now: Time,
+    ) -> FsResult<usize> {
+        checked_end(from_offset, len)?;
+        checked_end(to_offset, len)?;
+        let mut buf = vec![0; COPY_CHUNK.min(len as usize)];
+        let mut done = 0;
+        while done < len {
+            let want = buf.len().min((len - done) as usize);
+            let got = self.view.read(from, from_offset + done, &mut buf[..want])?;
+            if got == 0 {
+                break;
+            }
+            self.write(to, to_offset + done, &buf[..got], Some(now))?;
+            done += got as u64;
+        }
+        Ok(done as usize)
+    }
+
+    pub fn space(&self) -> FsResult<Space> {
+        let space = self.shared.disk.space(&self.shared.layers_dir);
+        space.map_err(|e| self.view.failed("statfs", Ino::ROOT, &e))
+    }
+
+    /// The regular file behind an inode number; makes room for it among the open ones first.
+    fn file(&self, ino: Ino) -> FsResult<Arc<File>> {
+        if self.shared.disk.has_too_many_open() {
+            self.close_some();
+        }
+        self.view.file(ino)
+    }
+
+    /// Closes files that were not used for a while; those with unsynced bytes are synced for it.
+    fn close_some(&self) {
+        let head = self.head();
+        self.fold(&head);
+        self.view.files.evict();
+        if self.shared.disk.has_too_many_open() && !self.is_poisoned() {
+            if let Err(e) = head.layer.sync() {
+                self.failed("sync before closing", Ino::ROOT, &e);
+                self.poison();
+            }
+            self.view.files.evict();
+        }
+    }
+
+    // Durability
+
+    /// Makes a file's bytes, and every change of names and attributes so far, durable. Free when they are.
+    pub fn fsync(&self, ino: Ino) -> FsResult<()> {
+        if self.is_poisoned() {
+            return Err(Errno::EIO);
+        }
+        let data = self.view.files.get(ino).map_or(Ok(()), |file| file.sync());
+        data.and_then(|()| self.shared.db.sync()).map_err(|e| {
+            self.poison();
+            self.failed("sync", ino, &e)
+        })
+    }
+
+    /// Makes everything durable, as an unmount does.
+    pub fn sync_all(&self) -> Result<()> {
+        let layer = self.head().layer.clone();
+        self.sync_layer(&layer)
+    }
+
+    fn sync_layer(&self, layer: &Layer) -> Result<()> {
+        if self.is_poisoned() {
+            return Err(Error::Poisoned {
+                branch: self.name.to_string(),
+            });
+        }
+        layer.sync().and_then(|()| self.shared.db.sync()).map_err(|e| {
+            self.poison();
+            Error::io(format!("sync layer {}", layer.id))(e)
+        })
+    }
+
+    fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
+    }
+
+    fn poison(&self) {
+        if !self.poisoned.swap(true, Ordering::AcqRel) {
+            tracing::error!(branch = %self.name, "a write to disk failed: every sync fails until the branch is mounted anew");
+        }
+    }
+
+    fn failed(&self, what: &str, ino: Ino, error: &io::Error) -> Errno {
+        let errno = self.view.failed(what, ino, error);
+        if errno == Errno::EIO {
+            self.poison();
+        }
+        errno
+    }
+
+    fn db_failed(&self, error: &Error) -> Errno {
+        tracing::error!(branch = %self.name, %error, "the store's database failed");
+        match error.to_string().contains("No space left") {
+            true => Errno::ENOSPC,
+            false => Errno::EIO,
+        }
+    }
+
+    // Life and death
+
+    /// The kernel holds the inode no longer: without a name it ends now.
+    pub fn forget(&self, ino: Ino) {
+        let head = self.head();
+        let Ok(inode) = self.view.ns().inode(ino).cloned() else {
+            return;
+        };
+        if inode.nlink > 0 || self.drop_inode(&head, ino).is_err() {
+            return;
+        }
+        head.touched().remove(&ino);
+        self.view.files.remove(ino);
+        if inode.kind == Kind::File
+            && let Err(e) = head.layer.remove(ino)
+        {
+            self.view.failed("remove the blocks of", ino, &e);
+        }
+    }
+
+    fn drop_inode(&self, head: &Head, ino: Ino) -> FsResult<()> {
+        let mut ns = self.view.ns_mut();
+        let Some(change) = ops::drop_orphan(&ns, ino) else {
+            return Err(Errno::EBUSY);
+        };
+        let mut batch = WriteBatch::default();
+        let changes = [change];
+        codec::put_changes(&self.shared.db, &mut batch, head.layer.id, &head.below, &changes);
+        self.shared.db.write(batch).map_err(|e| self.db_failed(&e))?;
+        changes.into_iter().for_each(|change| ns.apply(change));
+        Ok(())
+    }
+
+    /// Whether nothing was changed since the last seal.
+    pub(crate) fn is_unchanged(&self) -> bool {
+        !self.head().changed.load(Ordering::Acquire)
+    }
+
+    /// Ends the head and puts `next` on top. `commit` makes that known to the database while no change is under way.
+    /// The sealed layer, which is returned, is not durable yet: see [`Timeline::finish_seal`].
+    pub(crate) fn seal(&self, next: Arc<Layer>, commit: impl FnOnce() -> Result<()>) -> Result<Arc<Layer>> {
+        if self.is_poisoned() {
+            return Err(Error::Poisoned {
+                branch: self.name.to_string(),
+            });
+        }
+        let mut head = self.head.write().unwrap_or_else(|e| e.into_inner());
+        self.fold(&head);
+        commit()?;
+        let frozen = self.view.ns().clone();
+        self.shared.keep_namespace(head.layer.id, frozen.clone());
+        self.view.put_on_top(next.clone());
+        let sealed = std::mem::replace(
+            &mut *head,
+            Head {
+                layer: next,
+                below: frozen,
+                changed: AtomicBool::new(false),
+                touched: Mutex::default(),
+            },
+        );
+        Ok(sealed.layer)
+    }
+
+    /// Makes a sealed layer durable.
+    pub(crate) fn finish_seal(&self, sealed: &Layer) -> Result<()> {
+        self.sync_layer(sealed)
+    }
+
+    /// Tells the namespace what touched files have become.
+    fn fold(&self, head: &Head) {
+        let touched = std::mem::take(&mut *head.touched());
+        if touched.is_empty() {
+            return;
+        }
+        let folded: Vec<_> = touched
+            .values()
+            .map(|file| {
+                file.touched.store(false, Ordering::Release);
+                (file.ino, FileState::of(file))
+            })
+            .collect();
+        let mut ns = self.view.ns_mut();
+        for (ino, state) in folded {
+            if let Ok(inode) = ns.inode(ino) {
+                let inode = state.into_inode(inode);
+                ns.apply(Change::SetInode(ino, inode));
+            }
+        }
+    }
+}
+
+/// What a file has become, taken while nobody holds the namespace.
+struct FileState {
+    size: u64,
+    times: crate::file::FileTimes,
+    parts: Vec<PartRef>,
+}
+
+impl FileState {
+    fn of(file: &File) -> FileState {
+        let content = file.peek();
+        FileState {
+            size: content.size,
+            times: *file.times(),
+            parts: content
+                .parts
+                .iter()
+                .map(|part| PartRef {
+                    layer: part.backing.layer(),
+                    floor: part.floor,
+                })
+                .collect(),
+        }
+    }
+
+    fn into_inode(self, inode: &Inode) -> Inode {
+        let mut inode = inode.clone();
+        inode.size = self.size;
+        inode.mtime = self.times.mtime;
+        inode.ctime = inode.ctime.max(self.times.ctime);
+        inode.parts = merged(inode.parts, &self.parts);
+        inode
+    }
+}
+
+/// The inode's parts brought up to the file's, sharing with older namespaces what has not changed.
+fn merged(mut parts: imbl::Vector<PartRef>, now: &[PartRef]) -> imbl::Vector<PartRef> {
+    let common = parts.iter().zip(now).take_while(|(a, b)| a == b).count();
+    parts.truncate(common);
+    parts.extend(now[common..].iter().copied());
+    parts
+}
+
+/// The end of a range of bytes, where a file can reach so far.
+fn checked_end(offset: u64, len: u64) -> FsResult<u64> {
+    match offset.checked_add(len) {
+        Some(end) if end <= FILE_SIZE_MAX => Ok(end),
+        _ => Err(Errno::EFBIG),
+    }
+}

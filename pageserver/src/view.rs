@@ -1,0 +1,180 @@
+//! A file tree that can be read: that of a sealed layer, or of a timeline's head.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use nix::errno::Errno;
+
+use crate::disk::Disk;
+use crate::error::FsResult;
+use crate::file::File;
+use crate::file_table::FileTable;
+use crate::layer::{Backing, Layer};
+use crate::namespace::{Inode, Namespace};
+use crate::types::{Attr, DirEntry, Ino, Kind, LayerId, Seek};
+
+pub struct View {
+    disk: Disk,
+    layers_dir: PathBuf,
+    /// The layer on top; in a timeline's view it moves with every seal.
+    top: AtomicU64,
+    /// Whether the layer on top is a head.
+    writable: bool,
+    ns: RwLock<Namespace>,
+    layers: Mutex<HashMap<LayerId, Arc<Layer>>>,
+    pub(crate) files: FileTable,
+}
+
+impl View {
+    /// The view of a sealed layer.
+    pub(crate) fn sealed(disk: &Disk, layers_dir: PathBuf, layer: LayerId, ns: Namespace) -> View {
+        View {
+            disk: disk.clone(),
+            layers_dir,
+            top: AtomicU64::new(layer.0),
+            writable: false,
+            ns: RwLock::new(ns),
+            layers: Mutex::default(),
+            files: FileTable::default(),
+        }
+    }
+
+    /// The view of a head.
+    pub(crate) fn head(disk: &Disk, layers_dir: PathBuf, head: Arc<Layer>, ns: Namespace) -> View {
+        let mut view = View::sealed(disk, layers_dir, head.id, ns);
+        view.writable = true;
+        view.put_on_top(head);
+        view
+    }
+
+    /// Makes a new head the layer on top.
+    pub(crate) fn put_on_top(&self, head: Arc<Layer>) {
+        let mut layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
+        self.top.store(head.id.0, Ordering::Release);
+        layers.insert(head.id, head);
+    }
+
+    /// The layer on top.
+    pub fn layer(&self) -> LayerId {
+        LayerId(self.top.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn ns(&self) -> RwLockReadGuard<'_, Namespace> {
+        self.ns.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(crate) fn ns_mut(&self) -> RwLockWriteGuard<'_, Namespace> {
+        self.ns.write().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub fn lookup(&self, parent: Ino, name: &OsStr) -> FsResult<Attr> {
+        let ino = self.ns().lookup(parent, name)?;
+        self.getattr(ino)
+    }
+
+    pub fn getattr(&self, ino: Ino) -> FsResult<Attr> {
+        let attr = self.ns().inode(ino)?.attr(ino);
+        Ok(self.current(attr))
+    }
+
+    /// The attributes with size and times as the file in use has them.
+    pub(crate) fn current(&self, mut attr: Attr) -> Attr {
+        if attr.kind == Kind::File
+            && let Some(file) = self.files.get(attr.ino)
+        {
+            attr.size = file.peek().size;
+            let times = file.times();
+            attr.mtime = times.mtime;
+            attr.ctime = attr.ctime.max(times.ctime);
+        }
+        attr
+    }
+
+    pub fn readlink(&self, ino: Ino) -> FsResult<OsString> {
+        let ns = self.ns();
+        let target = ns.inode(ino)?.target.as_deref().ok_or(Errno::EINVAL)?;
+        Ok(target.to_owned())
+    }
+
+    /// Up to `max` entries of a directory after `cookie` (0 = from the start), without "." and "..".
+    pub fn readdir(&self, dir: Ino, cookie: u64, max: usize) -> FsResult<Vec<DirEntry>> {
+        self.ns().entries(dir, cookie, max)
+    }
+
+    /// The directory above a directory; the root's is itself.
+    pub fn parent(&self, dir: Ino) -> FsResult<Ino> {
+        Ok(self.ns().dir(dir)?.parent)
+    }
+
+    /// Whether a file is Postgres WAL: it lies in a directory named `pg_wal`.
+    pub fn is_wal(&self, ino: Ino) -> bool {
+        let ns = self.ns();
+        ns.inode(ino)
+            .and_then(|inode| ns.inode(inode.parent))
+            .is_ok_and(|dir| dir.wal_dir)
+    }
+
+    /// Fills `buf` from `offset`; fewer bytes only at the end of the file. Returns the bytes read.
+    pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> FsResult<usize> {
+        let file = self.file(ino)?;
+        let read = file.shared().and_then(|content| content.read(offset, buf));
+        read.map_err(|e| self.failed("read", ino, &e))
+    }
+
+    /// The next data or hole at or after `offset`, as lseek(2) has it: ENXIO past the end or the last data.
+    pub fn seek(&self, ino: Ino, offset: u64, whence: Seek) -> FsResult<u64> {
+        let file = self.file(ino)?;
+        let content = file.shared().map_err(|e| self.failed("map", ino, &e))?;
+        if offset >= content.size {
+            return Err(Errno::ENXIO);
+        }
+        let found = content.seek(offset, whence);
+        found.map_err(|e| self.failed("seek", ino, &e))?.ok_or(Errno::ENXIO)
+    }
+
+    /// The regular file behind an inode number.
+    pub(crate) fn file(&self, ino: Ino) -> FsResult<Arc<File>> {
+        self.files.get_or_load(ino, || {
+            let ns = self.ns();
+            let inode = ns.inode(ino)?;
+            match inode.kind {
+                Kind::File => Ok(self.load(ino, inode)),
+                Kind::Dir => Err(Errno::EISDIR),
+                _ => Err(Errno::EINVAL),
+            }
+        })
+    }
+
+    fn load(&self, ino: Ino, inode: &Inode) -> File {
+        File::new(ino, inode, |layer| self.backing(layer, ino))
+    }
+
+    fn backing(&self, id: LayerId, ino: Ino) -> Arc<Backing> {
+        let mut layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
+        let layer = layers
+            .entry(id)
+            .or_insert_with(|| Layer::open(&self.disk, &self.layers_dir, id));
+        layer.backing(ino, self.writable && id == self.layer())
+    }
+
+    /// Logs an error of the disk and says what the caller of a file operation gets.
+    pub(crate) fn failed(&self, what: &str, ino: Ino, error: &io::Error) -> Errno {
+        let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        let layer = self.layer();
+        match errno {
+            Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG => {
+                tracing::warn!(%layer, %ino, %error, "{what} failed: the disk is full");
+            }
+            _ => tracing::error!(%layer, %ino, %error, "{what} failed"),
+        }
+        match errno {
+            // A sealed file that is gone is damage, not a missing name.
+            Errno::ENOENT => Errno::EIO,
+            other => other,
+        }
+    }
+}

@@ -180,8 +180,13 @@ impl Fs {
         self.view(node, |view, ino| view.read(ino, offset, buf))
     }
 
+    /// Holes are only told of what can't be written: the kernel asks without writing its dirty pages first, so that
+    /// a hole of a head could hide data. After ENOSYS it takes the whole of every file for data.
     pub fn seek(&self, node: Node, offset: u64, whence: Seek) -> FsResult<u64> {
-        self.view(node, |view, ino| view.seek(ino, offset, whence))
+        match self.tree {
+            Tree::Head(_) => Err(Errno::ENOSYS),
+            Tree::Sealed(_) => self.view(node, |view, ino| view.seek(ino, offset, whence)),
+        }
     }
 
     /// Up to `max` entries after `cookie`, besides `.` and `..`; none at the end.

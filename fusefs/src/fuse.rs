@@ -7,7 +7,7 @@
 //! * Directories are opened one by one: did we leave opendir out (NO_OPENDIR_SUPPORT), the kernel would cache
 //!   every listing, that of `.zenith/snapshot` too.
 //! * Left out for good (ENOSYS, asked once a mount): flush, since the kernel writes dirty pages out on close
-//!   itself, and extended attributes. Never fsync: the kernel would then report success forever.
+//!   itself, extended attributes, and on a head lseek. Never fsync: the kernel would then report success forever.
 //! * Not asked for: HANDLE_KILLPRIV_V2, because fuser doesn't pass on the flag that says a truncation must clear
 //!   setuid bits. Without it the kernel sends the new mode, and asks for no attribute before a write, as
 //!   there are none. Remote locks: those of one machine are the kernel's business. DONT_MASK: it applies the umask.

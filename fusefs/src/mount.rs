@@ -1,0 +1,173 @@
+//! Mounts file systems and watches over them.
+//!
+//! A mount lives until somebody unmounts it: this service, or anyone with the right to, from outside. Both look the
+//! same to the session (the kernel closes its end), so there is one way to learn of it, the callback given to
+//! [`Mount::new`]. A busy mount is never torn off: that would leave a Postgres with half a data directory.
+
+mod check;
+mod error;
+#[cfg(target_os = "linux")]
+#[path = "mount/linux.rs"]
+mod platform;
+#[cfg(not(target_os = "linux"))]
+#[path = "mount/macos.rs"]
+mod platform;
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use std::{fs, io, thread};
+
+use fuser::{Config, Session, SessionACL};
+use pageserver::LayerId;
+
+use crate::fs::Fs;
+use crate::fuse::Fuse;
+
+pub use error::MountError;
+
+/// How long an unmounted file system may still be held by others, such as a mount namespace of its own.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How to mount.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// What is mounted: a branch, or a snapshot. Shown as `zenith:SOURCE` by mount(8) and df(1).
+    pub source: String,
+    /// How many threads serve requests.
+    pub threads: usize,
+}
+
+impl Options {
+    pub fn new(source: impl ToString) -> Options {
+        Options {
+            source: source.to_string(),
+            threads: 3,
+        }
+    }
+}
+
+/// A mounted file system. Dropping it leaves the mount as it is.
+pub struct Mount {
+    mountpoint: PathBuf,
+    /// The number of the mount's device, by which it is told from others.
+    device: u64,
+    /// Gone once the mount has ended, so that nothing holds on to the branch.
+    fs: Weak<Fs>,
+    ended: Arc<Ended>,
+}
+
+impl Mount {
+    /// Mounts `fs`, and calls `on_end` when it is no longer mounted and has been let go of, whoever unmounted it.
+    pub fn new(
+        fs: Fs,
+        mountpoint: &Path,
+        options: &Options,
+        on_end: impl FnOnce() + Send + 'static,
+    ) -> Result<Mount, MountError> {
+        let mountpoint = check::mountpoint(mountpoint)?;
+        let fs = Arc::new(fs);
+        let watched = Arc::downgrade(&fs);
+        let session = platform::open(fs, &mountpoint, options)?;
+        let ended = Arc::new(Ended::default());
+        serve(session, ended.clone(), on_end).map_err(|source| {
+            // The session was dropped, so there is nobody left behind the mount.
+            match platform::detach(&mountpoint) {
+                Ok(()) => MountError::session(&mountpoint, source),
+                Err(error) => error,
+            }
+        })?;
+        let device = device(&mountpoint)?;
+        platform::tune(device);
+        Ok(Mount {
+            mountpoint,
+            device,
+            fs: watched,
+            ended,
+        })
+    }
+
+    /// Absolute, without symbolic links.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    pub fn has_ended(&self) -> bool {
+        *self.ended.lock()
+    }
+
+    /// Unmounts, and returns when nothing of the file system is held any more. Refuses while somebody uses it.
+    pub fn unmount(&self) -> Result<(), MountError> {
+        if self.has_ended() {
+            return Ok(());
+        }
+        if device(&self.mountpoint)? != self.device {
+            return Err(MountError::Covered {
+                path: self.mountpoint.clone(),
+            });
+        }
+        platform::detach(&self.mountpoint)?;
+        self.ended.wait().ok_or_else(|| MountError::Held {
+            path: self.mountpoint.clone(),
+        })
+    }
+
+    /// Lets go of a snapshot, so that it can be destroyed. What the kernel still has of it can't be reached by
+    /// any path: it asks anew for every name in `.zenith/snapshot`.
+    pub fn release_snapshot(&self, layer: LayerId) {
+        if let Some(fs) = self.fs.upgrade() {
+            fs.release_snapshot(layer);
+        }
+    }
+}
+
+/// Whether a session has ended.
+#[derive(Default)]
+struct Ended {
+    ended: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Ended {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self) {
+        *self.lock() = true;
+        self.changed.notify_all();
+    }
+
+    /// `None` when patience ran out.
+    fn wait(&self) -> Option<()> {
+        let waited = self.changed.wait_timeout_while(self.lock(), PATIENCE, |ended| !*ended);
+        let (ended, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        ended.then_some(())
+    }
+}
+
+fn serve(session: Session<Fuse>, ended: Arc<Ended>, on_end: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let run = move || {
+        if let Err(error) = session.run() {
+            tracing::error!("a mount's session ended with an error: {error}");
+        }
+        ended.set();
+        on_end();
+    };
+    thread::Builder::new().name("mount".into()).spawn(run)?;
+    Ok(())
+}
+
+/// How fuser is to run a session. The kernel checks who may do what.
+fn config(options: &Options) -> Config {
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(if cfg!(target_os = "linux") { options.threads } else { 1 });
+    config
+}
+
+fn device(mountpoint: &Path) -> Result<u64, MountError> {
+    let metadata = fs::metadata(mountpoint).map_err(|source| MountError::unreadable(mountpoint, source))?;
+    Ok(metadata.dev())
+}

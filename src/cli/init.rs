@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::{Mode, umask};
 use pageserver::{BranchName, Disk, Store};
 use serde::Serialize;
 
@@ -11,7 +12,7 @@ use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::launch::{self, Watch};
 use crate::output::Show;
-use crate::{postgres, store_dir, time};
+use crate::{postgres, store_dir};
 
 /// The branch of the first cluster.
 const BRANCH: &str = "main";
@@ -70,8 +71,10 @@ impl Init {
     }
 }
 
+/// What is in a store is its owner's alone.
 fn make_store(dir: &Path) -> Result<()> {
-    Ok(Store::create(dir, Disk::new(), time::now())?)
+    umask(Mode::from_bits_truncate(0o077));
+    Ok(Store::create(dir, Disk::new())?)
 }
 
 fn put_cluster(dir: &Path, cluster: NewCluster) -> Result<Branch> {

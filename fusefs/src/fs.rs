@@ -203,7 +203,7 @@ impl Fs {
 
     pub fn statfs(&self) -> FsResult<Space> {
         match &self.tree {
-            Tree::Head(timeline) => timeline.space(),
+            Tree::Head(timeline) => timeline.view().space(),
             Tree::Sealed(view) => view.space(),
         }
     }

@@ -36,10 +36,10 @@ pub struct Cli {
 #[derive(Args)]
 struct Context {
     /// The store [default: $ZENITH_DIR, else the nearest .zenith here or above, else ~/.zenith]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Everywhere")]
     store: Option<PathBuf>,
     /// Print JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Everywhere")]
     json: bool,
 }
 
@@ -125,8 +125,7 @@ impl Consent {
         if !io::stdin().is_terminal() {
             return Err(Error::refused(format!("{question} Nobody is there to say so")).hint("add --yes"));
         }
-        eprint!("{question} [y/N] ");
-        io::stderr().flush().map_err(Error::io("ask"))?;
+        write!(io::stderr(), "{question} [y/N] ").map_err(Error::io("ask"))?;
         let mut answer = String::new();
         io::stdin()
             .lock()

@@ -1,4 +1,5 @@
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, umask};
@@ -8,7 +9,6 @@ use serde::Serialize;
 use super::Context;
 use crate::api::branches::{Branch, NewBranch, NewCluster, Start};
 use crate::api::status::Stop;
-use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::launch::{self, Watch};
 use crate::output::Show;
@@ -63,10 +63,10 @@ impl Init {
             options: self.options,
             locale: postgres::caller_locale(),
         };
-        put_cluster(dir, cluster).inspect_err(|_| {
-            if let Err(error) = remove_store(dir, existed) {
-                eprintln!("warning: the new store {} stays: {}", dir.display(), error.message);
-            }
+        let dir = fs::canonicalize(dir).map_err(Error::path("find", dir))?;
+        put_cluster(&dir, cluster).map_err(|error| match remove_store(&dir, existed) {
+            Ok(()) => error,
+            Err(why) => error.hint(format!("the new store {} stays: {why}", dir.display())),
         })
     }
 }
@@ -78,23 +78,31 @@ fn make_store(dir: &Path) -> Result<()> {
 }
 
 fn put_cluster(dir: &Path, cluster: NewCluster) -> Result<Branch> {
-    let dir = fs::canonicalize(dir).map_err(Error::path("find", dir))?;
     let name: BranchName = BRANCH.parse()?;
     let start = Start::Cluster(cluster);
-    launch::connect_or_start(&dir)?.create_branch(&NewBranch { name, start })
+    launch::connect_or_start(dir)?.create_branch(&NewBranch { name, start })
 }
 
-/// Takes away the store that this command has just made.
+/// Takes away the store that this command has just made. A service that died over it is started once more, to take
+/// away what it had mounted.
 fn remove_store(dir: &Path, existed: bool) -> Result<()> {
-    let watch = Watch::of(dir);
-    if let Some(client) = Client::connect(dir)? {
+    if let Ok(client) = launch::connect_or_start(dir) {
+        let watch = Watch::of(dir);
         client.stop(&Stop { force: true })?;
         watch.wait()?;
     }
-    fs::remove_dir_all(dir).map_err(Error::path("remove", dir))?;
-    match existed {
-        true => fs::create_dir(dir).map_err(Error::path("make", dir)),
-        false => Ok(()),
+    let emptied = fs::read_dir(dir).and_then(|mut entries| entries.try_for_each(|entry| remove(&entry?.path())));
+    let removed = match existed {
+        true => emptied,
+        false => emptied.and_then(|()| fs::remove_dir(dir)),
+    };
+    removed.map_err(Error::path("remove", dir))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match path.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
     }
 }
 

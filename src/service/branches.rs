@@ -45,8 +45,8 @@ impl Service {
     }
 
     pub(super) fn add_branch(&self, name: &BranchName, start: &Start) -> Result<()> {
-        self.store.create_branch(name, start, postgres::owner(), now())?;
-        tracing::info!("branch {name} made from {start:?}");
+        let made = self.store.create_branch(name, start, postgres::owner(), now())?;
+        tracing::info!(from = made.parent, "branch {name} made");
         Ok(())
     }
 
@@ -75,7 +75,7 @@ impl Service {
             let kept = self.store.checkout(to, now());
             let mount = dir.map(|dir| self.remount(&dir)).transpose()?;
             let kept = kept?;
-            tracing::info!("{} set back to {to}; before: {kept:?}", to.branch);
+            tracing::info!("{} set back to {to}; before: {kept}", to.branch);
             Ok(CheckedOut {
                 at: to.clone(),
                 kept,

@@ -117,7 +117,9 @@ impl Fs {
             Node::Control => return Err(Errno::ENOENT),
             Node::Snapshots => self.snapshot_entry(self.control()?.find(name)?)?,
             Node::ROOT if self.is_control(name) => self.entry(Node::Control)?,
-            _ => self.view(parent, |view, ino| view.lookup(ino, name)).map(|attr| kept(parent, attr))?,
+            _ => self
+                .view(parent, |view, ino| view.lookup(ino, name))
+                .map(|attr| kept(parent, attr))?,
         };
         Ok(self.counted(entry))
     }
@@ -330,7 +332,11 @@ fn fleeting(node: Node, attr: Attr) -> Entry {
 
 /// WAL is written past the page cache, so that the store sees its bytes in order and as they are written.
 fn opening(view: &View, ino: Ino) -> Opening {
-    if view.is_wal(ino) { Opening::Direct } else { Opening::Cached }
+    if view.is_wal(ino) {
+        Opening::Direct
+    } else {
+        Opening::Cached
+    }
 }
 
 /// A directory in a listing that is not the store's.

@@ -254,7 +254,7 @@ impl Timeline {
 
     /// Nothing is set aside, for blocks that are allocated but unwritten could not be told from holes after a power cut.
     fn check_room(&self, len: u64) -> FsResult<()> {
-        match self.space()?.available {
+        match self.view.space()?.available {
             available if available < len => Err(Errno::ENOSPC),
             _ => Ok(()),
         }
@@ -296,11 +296,6 @@ impl Timeline {
             done += got as u64;
         }
         Ok(done as usize)
-    }
-
-    pub fn space(&self) -> FsResult<Space> {
-        let space = self.shared.disk.space(&self.shared.layers_dir);
-        space.map_err(|e| self.view.failed("statfs", Ino::ROOT, &e))
     }
 
     /// The regular file behind an inode number; makes room for it among the open ones first.

@@ -15,7 +15,7 @@ use crate::file::File;
 use crate::file_table::FileTable;
 use crate::layer::{Backing, Layer};
 use crate::namespace::{Inode, Namespace};
-use crate::types::{Attr, DirEntry, Ino, Kind, LayerId, Seek};
+use crate::types::{Attr, DirEntry, Ino, Kind, LayerId, Seek, Space};
 
 pub struct View {
     disk: Disk,
@@ -134,6 +134,12 @@ impl View {
         }
         let found = content.seek(offset, whence);
         found.map_err(|e| self.failed("seek", ino, &e))?.ok_or(Errno::ENXIO)
+    }
+
+    /// Space and files of the filesystem that the store lies on.
+    pub fn space(&self) -> FsResult<Space> {
+        let space = self.disk.space(&self.layers_dir);
+        space.map_err(|e| self.failed("statfs", Ino::ROOT, &e))
     }
 
     /// The regular file behind an inode number.

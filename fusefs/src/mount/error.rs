@@ -44,18 +44,23 @@ impl MountError {
             MountError::NotADirectory { .. } | MountError::NotEmpty { .. } => {
                 Some("give an empty directory to mount on".into())
             }
-            MountError::AlreadyMounted { path } | MountError::Dead { path } => {
-                Some(format!("unmount it first (`umount {}`), or give another directory", path.display()))
+            MountError::AlreadyMounted { path } | MountError::Dead { path } => Some(format!(
+                "unmount it first (`umount {}`), or give another directory",
+                path.display()
+            )),
+            MountError::Unreadable { .. } => {
+                Some("check the owner and mode of the directory and those above it".into())
             }
-            MountError::Unreadable { .. } => Some("check the owner and mode of the directory and those above it".into()),
-            MountError::NoFuse { .. } => Some("load the kernel's module (`modprobe fuse`), or let the container have /dev/fuse".into()),
+            MountError::NoFuse { .. } => {
+                Some("load the kernel's module (`modprobe fuse`), or let the container have /dev/fuse".into())
+            }
             MountError::NoFusermount => Some("install the package fuse3, or run the service as root".into()),
             MountError::Refused { .. } | MountError::NotUnmounted { .. } => None,
-            MountError::Busy { path } => {
-                Some(format!("stop what uses it; `fuser -vm {}` lists it", path.display()))
-            }
+            MountError::Busy { path } => Some(format!("stop what uses it; `fuser -vm {}` lists it", path.display())),
             MountError::Covered { path } => Some(format!("`umount {}` takes that away", path.display())),
-            MountError::Held { .. } => Some("look for containers or services with a mount namespace of their own".into()),
+            MountError::Held { .. } => {
+                Some("look for containers or services with a mount namespace of their own".into())
+            }
         }
     }
 

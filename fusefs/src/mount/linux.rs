@@ -29,11 +29,9 @@ const SUBTYPE: &str = "zenith";
 /// Mounts `fs` and greets the kernel.
 pub fn open(fs: Arc<Fs>, mountpoint: &Path, options: &Options) -> Result<Session<Fuse>, MountError> {
     let fd = attach(mountpoint, options, fs.is_read_only())?;
-    Session::from_fd(Fuse::new(fs), fd, SessionACL::All, config(options)).map_err(|source| {
-        match detach(mountpoint) {
-            Ok(()) => MountError::session(mountpoint, source),
-            Err(error) => error,
-        }
+    Session::from_fd(Fuse::new(fs), fd, SessionACL::All, config(options)).map_err(|source| match detach(mountpoint) {
+        Ok(()) => MountError::session(mountpoint, source),
+        Err(error) => error,
     })
 }
 
@@ -58,8 +56,14 @@ fn attach_as_root(mountpoint: &Path, options: &Options, read_only: bool) -> Resu
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     flags.set(MsFlags::MS_RDONLY, read_only);
     let kind = format!("fuse.{SUBTYPE}");
-    mount(Some(source(options).as_str()), mountpoint, Some(kind.as_str()), flags, Some(data.as_str()))
-        .map_err(|errno| MountError::refused(mountpoint, errno.desc().to_lowercase()))?;
+    mount(
+        Some(source(options).as_str()),
+        mountpoint,
+        Some(kind.as_str()),
+        flags,
+        Some(data.as_str()),
+    )
+    .map_err(|errno| MountError::refused(mountpoint, errno.desc().to_lowercase()))?;
     Ok(device.into())
 }
 
@@ -70,7 +74,10 @@ fn attach_by_helper(mountpoint: &Path, options: &Options, read_only: bool) -> Re
     let mode = if read_only { "ro" } else { "rw" };
     let helper = Command::new(FUSERMOUNT)
         .arg("-o")
-        .arg(format!("{mode},nosuid,nodev,default_permissions,fsname={},subtype={SUBTYPE}", source(options)))
+        .arg(format!(
+            "{mode},nosuid,nodev,default_permissions,fsname={},subtype={SUBTYPE}",
+            source(options)
+        ))
         .arg("--")
         .arg(mountpoint)
         .env("_FUSE_COMMFD", "0")
@@ -111,7 +118,12 @@ pub fn detach(mountpoint: &Path) -> Result<(), MountError> {
 }
 
 fn detach_by_helper(mountpoint: &Path) -> Result<(), MountError> {
-    let output = Command::new(FUSERMOUNT).arg("-u").arg("--").arg(mountpoint).env("LC_ALL", "C").output();
+    let output = Command::new(FUSERMOUNT)
+        .arg("-u")
+        .arg("--")
+        .arg(mountpoint)
+        .env("LC_ALL", "C")
+        .output();
     let output = output.map_err(|source| no_helper(source, mountpoint))?;
     match complaint(&output) {
         _ if output.status.success() => Ok(()),

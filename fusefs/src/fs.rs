@@ -10,8 +10,6 @@
 //! * Nothing here keeps state for an open file: each request is served by its node alone.
 
 mod change;
-#[cfg(test)]
-mod tests;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -134,10 +132,15 @@ impl Fs {
         self.lookups.forget(node, count, || self.let_go(node));
     }
 
-    /// Takes back all references: the kernel holds nothing of an ended mount.
-    pub fn forget_all(&self) {
+    /// The mount has ended: the kernel holds nothing of it any more, and all that was written is made durable.
+    pub fn end(&self) {
         for node in self.lookups.drain() {
             self.let_go(node);
+        }
+        if let Tree::Head(timeline) = &self.tree
+            && let Err(error) = timeline.sync_all()
+        {
+            tracing::error!(branch = %timeline.branch(), "not all that was written is durable: {error}");
         }
     }
 
@@ -204,10 +207,7 @@ impl Fs {
     }
 
     pub fn statfs(&self) -> FsResult<Space> {
-        match &self.tree {
-            Tree::Head(timeline) => timeline.view().space(),
-            Tree::Sealed(view) => view.space(),
-        }
+        self.own_view().space()
     }
 
     fn control(&self) -> FsResult<&Control> {

@@ -105,7 +105,7 @@ impl Filesystem for Fuse {
     }
 
     fn destroy(&mut self) {
-        self.fs.forget_all();
+        self.fs.end();
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -36,10 +36,10 @@ pub struct Cli {
 #[derive(Args)]
 struct Context {
     /// The store [default: $ZENITH_DIR, else the nearest .zenith here or above, else ~/.zenith]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Everywhere")]
     store: Option<PathBuf>,
     /// Print JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Everywhere")]
     json: bool,
 }
 

@@ -114,14 +114,14 @@ impl Show for Snapshot {
 
 impl Show for CheckedOut {
     fn text(&self) -> String {
-        let mut text = format!("{} is at {}", self.at.branch, self.at);
-        if let Some(kept) = &self.kept {
-            text += &format!("; the state before is kept as {kept}");
+        let text = format!(
+            "{} is at {}; the state before is kept as {}",
+            self.at.branch, self.at, self.kept
+        );
+        match &self.mount {
+            Some(mount) => format!("{text}\n{}", mount.text()),
+            None => text,
         }
-        if let Some(mount) = &self.mount {
-            text += &format!("\n{}", mount.text());
-        }
-        text
     }
 }
 
@@ -156,6 +156,7 @@ impl Show for Status {
             format!("service   {process}"),
             format!("holds     {} branches, {} snapshots", self.branches, self.snapshots),
         ];
+        lines.extend(self.store.warning.iter().map(|warning| format!("WARNING   {warning}")));
         lines.extend(self.mounts.iter().map(|mount| format!("mount     {}", mount.text())));
         lines.join("\n")
     }

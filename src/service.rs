@@ -104,6 +104,7 @@ impl Service {
             dir: dir.into(),
             total: space.blocks() * space.fragment_size(),
             available: space.blocks_available() * space.fragment_size(),
+            warning: self.store.warning().map(String::from),
         })
     }
 

@@ -64,8 +64,8 @@ pub struct Checkout {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CheckedOut {
     pub at: SnapshotName,
-    /// The name that keeps the state before, unless it had a name and no changes since.
-    pub kept: Option<SnapshotName>,
+    /// The name that keeps the state before.
+    pub kept: SnapshotName,
     /// Where the branch is mounted again.
     pub mount: Option<Mount>,
 }

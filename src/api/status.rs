@@ -29,6 +29,8 @@ pub struct Store {
     pub total: u64,
     /// What of it the store can still use, in bytes.
     pub available: u64,
+    /// What to know of that filesystem.
+    pub warning: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

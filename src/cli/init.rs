@@ -1,4 +1,5 @@
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, umask};
@@ -91,10 +92,18 @@ fn remove_store(dir: &Path, existed: bool) -> Result<()> {
         client.stop(&Stop { force: true })?;
         watch.wait()?;
     }
-    fs::remove_dir_all(dir).map_err(Error::path("remove", dir))?;
-    match existed {
-        true => fs::create_dir(dir).map_err(Error::path("make", dir)),
-        false => Ok(()),
+    let emptied = fs::read_dir(dir).and_then(|mut entries| entries.try_for_each(|entry| remove(&entry?.path())));
+    let removed = match existed {
+        true => emptied,
+        false => emptied.and_then(|()| fs::remove_dir(dir)),
+    };
+    removed.map_err(Error::path("remove", dir))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match path.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
     }
 }
 

@@ -75,7 +75,7 @@ impl Service {
             let kept = self.store.checkout(to, now());
             let mount = dir.map(|dir| self.remount(&dir)).transpose()?;
             let kept = kept?;
-            tracing::info!("{} set back to {to}; before: {kept:?}", to.branch);
+            tracing::info!("{} set back to {to}; before: {kept}", to.branch);
             Ok(CheckedOut {
                 at: to.clone(),
                 kept,

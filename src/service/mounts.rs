@@ -129,8 +129,9 @@ impl Service {
             return clear(dir).inspect_err(|error| self.table.settle(dir, Err(error.message.clone())));
         };
         let unmounted = match mount.unmount() {
-            Err(MountError::Dead { .. }) => clear(dir),
-            unmounted => unmounted.map_err(|error| told(error, dir)),
+            // It may have ended without having been unmounted.
+            Ok(()) | Err(MountError::Dead { .. }) => clear(dir),
+            Err(error) => Err(told(error, dir)),
         };
         unmounted.inspect_err(|_| self.table.settle(dir, Ok(mount)))
     }

@@ -44,6 +44,9 @@ pub fn start(dir: &Path) -> std::result::Result<Running, Down> {
 fn come_up(store: Arc<Store>) -> Result<Running> {
     let dir = store.dir().to_path_buf();
     let pid = PidFile::write(dir.join(store_dir::PID))?;
+    if let Some(warning) = store.warning() {
+        tracing::warn!("{warning}");
+    }
     let service = Arc::new(Service::new(store)?);
     service.recover()?;
     let running = Running {

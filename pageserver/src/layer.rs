@@ -107,10 +107,15 @@ impl Layer {
     /// Makes the backing file of a file that inherits blocks; it is not to be seen before it has its size.
     pub fn create_sized_backing(self: &Arc<Layer>, ino: Ino, size: u64) -> io::Result<Arc<Backing>> {
         let half_made = self.path.join(format!("{ino}{HALF_MADE}"));
-        self.disk.remove(&half_made)?;
         let file = self.disk.create(&half_made)?;
-        self.disk.set_len(&file, size)?;
-        self.disk.rename(&half_made, &self.file_path(ino))?;
+        let shown = self
+            .disk
+            .set_len(&file, size)
+            .and_then(|()| self.disk.rename(&half_made, &self.file_path(ino)));
+        if let Err(e) = shown {
+            self.disk.remove(&half_made)?;
+            return Err(e);
+        }
         Ok(self.made(ino, file))
     }
 

@@ -78,7 +78,8 @@ impl Store {
         Ok(info)
     }
 
-    /// Seals a branch's head and makes the sealed layer durable. An unchanged head leaves the layer below it.
+    /// Seals a branch's head and makes the sealed layer's blocks durable; the caller syncs the database when it has
+    /// put a name on it. An unchanged head leaves the layer below it.
     pub(crate) fn seal_branch(&self, name: &BranchName) -> Result<LayerId> {
         let timeline = self.timeline(name)?;
         let mut catalog = self.catalog();
@@ -90,7 +91,7 @@ impl Store {
         }
         let sealed = self.swap_heads(&timeline, &mut catalog, record)?;
         drop(catalog);
-        timeline.finish_seal(&sealed)?;
+        timeline.sync_layer(&sealed)?;
         Ok(sealed.id)
     }
 

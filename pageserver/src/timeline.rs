@@ -337,16 +337,21 @@ impl Timeline {
     /// Makes everything durable, as an unmount does.
     pub fn sync_all(&self) -> Result<()> {
         let layer = self.head().layer.clone();
-        self.sync_layer(&layer)
+        self.sync_layer(&layer)?;
+        self.shared.db.sync().map_err(|e| {
+            self.poison();
+            Error::io("sync the store's database")(e)
+        })
     }
 
-    fn sync_layer(&self, layer: &Layer) -> Result<()> {
+    /// Makes a layer's blocks durable; what the database knows of them is for the caller to sync.
+    pub(crate) fn sync_layer(&self, layer: &Layer) -> Result<()> {
         if self.is_poisoned() {
             return Err(Error::Poisoned {
                 branch: self.name.to_string(),
             });
         }
-        layer.sync().and_then(|()| self.shared.db.sync()).map_err(|e| {
+        layer.sync().map_err(|e| {
             self.poison();
             Error::io(format!("sync layer {}", layer.id))(e)
         })
@@ -417,7 +422,7 @@ impl Timeline {
     }
 
     /// Ends the head and puts `next` on top. `commit` makes that known to the database while no change is under way.
-    /// The sealed layer, which is returned, is not durable yet: see [`Timeline::finish_seal`].
+    /// The sealed layer, which is returned, is not durable yet: see [`Timeline::sync_layer`].
     pub(crate) fn seal(&self, next: Arc<Layer>, commit: impl FnOnce() -> Result<()>) -> Result<Arc<Layer>> {
         if self.is_poisoned() {
             return Err(Error::Poisoned {
@@ -440,11 +445,6 @@ impl Timeline {
             },
         );
         Ok(sealed.layer)
-    }
-
-    /// Makes a sealed layer durable.
-    pub(crate) fn finish_seal(&self, sealed: &Layer) -> Result<()> {
-        self.sync_layer(sealed)
     }
 
     /// Tells the namespace what touched files have become.

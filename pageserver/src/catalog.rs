@@ -40,13 +40,17 @@ impl LayerRecord {
 pub struct TimelineRecord {
     pub name: BranchName,
     pub head: LayerId,
-    /// What it was made from, as the user named it.
-    pub parent: Option<String>,
-    /// The sealed layer it was made on.
-    pub base: Option<LayerId>,
+    pub origin: Option<Origin>,
     pub created: Time,
     /// How many states checkouts have replaced; the next is kept as `HEAD{n}`.
     pub replaced: u64,
+}
+
+/// What a branch was made from: a snapshot, or a branch as it was at that time.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Origin {
+    pub timeline: TimelineId,
+    pub tag: Option<Tag>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -163,6 +167,15 @@ impl Catalog {
                 name: name.to_string(),
                 known: self.tags(id).map(|tag| format!("{}@{tag}", name.branch)).collect(),
             })
+    }
+
+    /// An origin as people name it. A branch that others come from can't be destroyed, so it has a name.
+    pub fn origin_name(&self, origin: &Origin) -> Option<String> {
+        let branch = &self.timelines.get(&origin.timeline)?.name;
+        Some(match &origin.tag {
+            Some(tag) => format!("{branch}@{tag}"),
+            None => branch.to_string(),
+        })
     }
 
     fn tags(&self, timeline: TimelineId) -> impl Iterator<Item = &Tag> {

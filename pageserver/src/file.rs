@@ -48,7 +48,7 @@ pub struct Content {
     pub size: u64,
     pub parts: Vec<Part>,
     pub map: Option<BlockMap>,
-    /// The floor that a restart would find for the head's part.
+    /// The floor that a restart would find for the head's part, where that is known; else more than any.
     pub saved_floor: u64,
 }
 
@@ -60,14 +60,13 @@ impl File {
             floor: part.floor,
         });
         let parts: Vec<Part> = parts.collect();
-        let saved_floor = parts.last().map_or(0, |part| part.floor);
         File {
             ino,
             content: RwLock::new(Content {
                 size: inode.size,
                 parts,
                 map: None,
-                saved_floor,
+                saved_floor: u64::MAX,
             }),
             times: Mutex::new(FileTimes {
                 mtime: inode.mtime,

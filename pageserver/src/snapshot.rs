@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::names::{BranchName, SnapshotName, Tag};
 use crate::pg::{self, ControlFile, PgInfo, Purpose};
-use crate::store::Store;
+use crate::store::{Store, refuse_origin};
 use crate::timeline::Timeline;
 use crate::types::{LayerId, Time, TimelineId};
 use crate::view::View;
@@ -69,9 +69,6 @@ impl Store {
             postgres: postgres_in(&*self.sealed_view(layer)?),
         };
         let mut catalog = self.catalog();
-        if catalog.snapshot(name).is_ok() {
-            return Err(exists());
-        }
         let (timeline, _) = catalog.timeline(&name.branch)?;
         let info = info(&name.branch, &name.tag, &record);
         let entry = Entry::Snapshot(timeline, name.tag.clone(), Some(record));
@@ -113,10 +110,14 @@ impl Store {
 
     /// Drops a snapshot's name, and its layer where nothing else needs it. Refused while a branch starts from it.
     pub fn destroy_snapshot(&self, name: &SnapshotName) -> Result<()> {
+        let _changing = self.changing();
         let mut catalog = self.catalog();
         let layer = catalog.snapshot(name)?.layer;
         let (timeline, _) = catalog.timeline(&name.branch)?;
-        self.refuse_if_needed(&catalog, name.to_string(), None, &[layer])?;
+        refuse_origin(&catalog, name.to_string(), |origin| {
+            origin.timeline == timeline && origin.tag.as_ref() == Some(&name.tag)
+        })?;
+        self.refuse_looked_at(name.to_string(), layer)?;
         let entry = Entry::Snapshot(timeline, name.tag.clone(), None);
         catalog.commit(&self.shared.db, WriteBatch::default(), vec![entry])?;
         self.collect(&mut catalog)?;
@@ -127,6 +128,7 @@ impl Store {
     /// Sets a branch back to one of its snapshots. The state it had is kept as the returned `NAME@HEAD{n}`.
     /// Refused while somebody holds the branch's timeline.
     pub fn checkout(&self, name: &SnapshotName, now: Time) -> Result<SnapshotName> {
+        let _changing = self.changing();
         let target = self.catalog().snapshot(name)?.layer;
         let (id, _) = self.catalog().timeline(&name.branch)?;
         self.refuse_if_open(id, &name.branch)?;

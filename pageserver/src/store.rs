@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use nix::fcntl::{Flock, FlockArg};
 use rocksdb::WriteBatch;
 
-use crate::catalog::{Catalog, Entry, LayerRecord, TimelineRecord};
+use crate::catalog::{Catalog, Entry, LayerRecord, Origin, TimelineRecord};
 use crate::db::Db;
 use crate::disk::Disk;
 use crate::disk::probe::{Fitness, fitness, probe};
@@ -63,6 +63,8 @@ pub struct BranchInfo {
 pub struct Store {
     dir: PathBuf,
     pub(crate) shared: Arc<Shared>,
+    /// Held through whatever changes which branches and snapshots there are, from the first check to the last sync.
+    changing: Mutex<()>,
     catalog: Mutex<Catalog>,
     timelines: Mutex<HashMap<TimelineId, Weak<Timeline>>>,
     views: Mutex<HashMap<LayerId, Weak<View>>>,
@@ -101,6 +103,7 @@ impl Store {
         let store = Store {
             dir: dir.into(),
             shared: Arc::new(Shared::open(disk, db, dir.join(LAYERS_DIR))?),
+            changing: Mutex::default(),
             catalog: Mutex::new(catalog),
             timelines: Mutex::default(),
             views: Mutex::default(),
@@ -120,44 +123,63 @@ impl Store {
         self.warning.as_deref()
     }
 
+    pub(crate) fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
     pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
         self.catalog.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// All branches, oldest first.
     pub fn branches(&self) -> Vec<BranchInfo> {
-        self.catalog()
+        let catalog = self.catalog();
+        catalog
             .timelines()
-            .map(|(_, record)| branch_info(record))
+            .map(|(_, record)| branch_info(&catalog, record))
             .collect()
     }
 
     pub fn branch(&self, name: &BranchName) -> Result<BranchInfo> {
-        Ok(branch_info(self.catalog().timeline(name)?.1))
+        let catalog = self.catalog();
+        let (_, record) = catalog.timeline(name)?;
+        Ok(branch_info(&catalog, record))
     }
 
     /// Makes a branch; copies nothing. `owner` (uid, gid) gets the root directory of an empty one.
     pub fn create_branch(&self, name: &BranchName, start: &Start, owner: (u32, u32), now: Time) -> Result<BranchInfo> {
+        let _changing = self.changing();
         if self.branch(name).is_ok() {
             return Err(Error::BranchExists { name: name.to_string() });
         }
-        let (base, parent) = match start {
-            Start::Empty => (None, None),
-            Start::Branch(from) => (Some(self.seal_branch(from)?), Some(from.to_string())),
-            Start::Snapshot(from) => (Some(self.catalog().snapshot(from)?.layer), Some(from.to_string())),
+        let base = match start {
+            Start::Empty => None,
+            Start::Branch(from) => Some(self.seal_branch(from)?),
+            Start::Snapshot(from) => Some(self.catalog().snapshot(from)?.layer),
         };
         let mut catalog = self.catalog();
+        let origin = match start {
+            Start::Empty => None,
+            Start::Branch(from) => Some((from, None)),
+            Start::Snapshot(from) => Some((&from.branch, Some(from.tag.clone()))),
+        };
+        let origin = match origin {
+            Some((from, tag)) => Some(Origin {
+                timeline: catalog.timeline(from)?.0,
+                tag,
+            }),
+            None => None,
+        };
         let (head, batch) = self.new_head(&mut catalog, base, Purpose::Clone, owner, now)?;
         let id = TimelineId(catalog.next_number());
         let record = TimelineRecord {
             name: name.clone(),
             head,
-            parent,
-            base,
+            origin,
             created: now,
             replaced: 0,
         };
-        let info = branch_info(&record);
+        let info = branch_info(&catalog, &record);
         let entries = vec![
             Entry::Layer(head, Some(LayerRecord::new(base, id))),
             Entry::Timeline(id, Some(record)),
@@ -193,6 +215,7 @@ impl Store {
 
     /// Ends a branch. Refused while it is in use, or while other branches start from its snapshots.
     pub fn destroy_branch(&self, name: &BranchName) -> Result<()> {
+        let _changing = self.changing();
         let mut catalog = self.catalog();
         let (id, _) = catalog.timeline(name)?;
         if self.is_open(id) {
@@ -203,8 +226,10 @@ impl Store {
             .filter(|(timeline, ..)| *timeline == id)
             .map(|(_, tag, record)| (tag.clone(), record.layer))
             .collect();
-        let own: Vec<LayerId> = tags.iter().map(|(_, layer)| *layer).collect();
-        self.refuse_if_needed(&catalog, name.to_string(), Some(id), &own)?;
+        refuse_origin(&catalog, name.to_string(), |origin| origin.timeline == id)?;
+        for (_, layer) in &tags {
+            self.refuse_looked_at(name.to_string(), *layer)?;
+        }
         let mut entries = vec![Entry::Timeline(id, None)];
         entries.extend(tags.into_iter().map(|(tag, _)| Entry::Snapshot(id, tag, None)));
         catalog.commit(&self.shared.db, WriteBatch::default(), entries)?;
@@ -213,25 +238,10 @@ impl Store {
         self.sync_db()
     }
 
-    /// Refuses to let go of named layers that other branches were made from or somebody looks at.
-    pub(crate) fn refuse_if_needed(
-        &self,
-        catalog: &Catalog,
-        name: String,
-        except: Option<TimelineId>,
-        layers: &[LayerId],
-    ) -> Result<()> {
-        let dependents: Vec<String> = catalog
-            .timelines()
-            .filter(|(id, record)| Some(*id) != except && record.base.is_some_and(|base| layers.contains(&base)))
-            .map(|(_, record)| format!("branch {}", record.name))
-            .collect();
-        if !dependents.is_empty() {
-            return Err(Error::Needed { name, dependents });
-        }
+    /// Refuses to let go of a layer that somebody looks at.
+    pub(crate) fn refuse_looked_at(&self, name: String, layer: LayerId) -> Result<()> {
         let views = self.views.lock().unwrap_or_else(|e| e.into_inner());
-        let looked_at = |layer| views.get(layer).is_some_and(|view| view.strong_count() > 0);
-        match layers.iter().any(looked_at) {
+        match views.get(&layer).is_some_and(|view| view.strong_count() > 0) {
             true => Err(Error::Busy { name }),
             false => Ok(()),
         }
@@ -321,12 +331,25 @@ impl Store {
     }
 }
 
-fn branch_info(record: &TimelineRecord) -> BranchInfo {
+fn branch_info(catalog: &Catalog, record: &TimelineRecord) -> BranchInfo {
     BranchInfo {
         name: record.name.clone(),
         head: record.head,
-        parent: record.parent.clone(),
+        parent: record.origin.as_ref().and_then(|origin| catalog.origin_name(origin)),
         created: record.created,
+    }
+}
+
+/// Refuses to end what branches come from.
+pub(crate) fn refuse_origin(catalog: &Catalog, name: String, is_it: impl Fn(&Origin) -> bool) -> Result<()> {
+    let dependents: Vec<String> = catalog
+        .timelines()
+        .filter(|(_, record)| record.origin.as_ref().is_some_and(&is_it))
+        .map(|(_, record)| format!("branch {}", record.name))
+        .collect();
+    match dependents.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Needed { name, dependents }),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::file::{Content, Part};
 use crate::layer::{Backing, Layer};
 use crate::types::{BLOCK, Ino, LayerId};
 
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// The file being changed and the head that takes the change.
 #[derive(Clone, Copy)]

@@ -1,0 +1,108 @@
+//! `/branches`: the lines of history.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::routing::{get, post};
+use jiff::Timestamp;
+use pageserver::{BranchName, SnapshotName, Tag};
+use serde::{Deserialize, Serialize};
+
+use super::mounts::Mount;
+use super::{Answer, Body, blocking};
+use crate::name::ViewName;
+use crate::service::Service;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Branch {
+    pub name: BranchName,
+    /// The branch or snapshot it was forked from.
+    pub parent: Option<String>,
+    pub created: Timestamp,
+    pub snapshots: usize,
+    pub mounted: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewBranch {
+    pub name: BranchName,
+    pub start: Start,
+}
+
+/// What a new branch begins with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    Empty,
+    View(ViewName),
+    /// A freshly initdb'ed cluster.
+    Cluster(NewCluster),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewCluster {
+    /// The directory with Postgres' programs.
+    pub pg_bin: PathBuf,
+    /// Passed on to initdb as they are.
+    pub options: Vec<String>,
+    /// The caller's language and time zone, which initdb writes into the configuration.
+    pub locale: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkout {
+    pub tag: Tag,
+}
+
+/// How a branch stands after a checkout.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CheckedOut {
+    pub at: SnapshotName,
+    /// The name that keeps the state before, unless it had a name and no changes since.
+    pub kept: Option<SnapshotName>,
+    /// Where the branch is mounted again.
+    pub mount: Option<Mount>,
+}
+
+pub fn routes() -> Router<Arc<Service>> {
+    Router::new()
+        .route("/branches", get(list).post(create))
+        .route("/branches/{name}", get(show).delete(destroy))
+        .route("/branches/{name}/checkout", post(checkout))
+}
+
+async fn list(State(service): State<Arc<Service>>) -> Answer<Vec<Branch>> {
+    blocking(move || Ok(service.branches())).await
+}
+
+async fn show(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Answer<Branch> {
+    blocking(move || service.branch(&name.parse()?)).await
+}
+
+async fn create(State(service): State<Arc<Service>>, Body(new): Body<NewBranch>) -> Answer<Branch> {
+    blocking(move || service.create_branch(&new)).await
+}
+
+async fn destroy(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Answer<()> {
+    blocking(move || service.destroy_branch(&name.parse()?)).await
+}
+
+async fn checkout(
+    State(service): State<Arc<Service>>,
+    Path(name): Path<String>,
+    Body(checkout): Body<Checkout>,
+) -> Answer<CheckedOut> {
+    blocking(move || {
+        service.checkout(&SnapshotName {
+            branch: name.parse()?,
+            tag: checkout.tag,
+        })
+    })
+    .await
+}

@@ -1,0 +1,107 @@
+//! `/snapshots`: named moments of branches.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::routing::get;
+use jiff::Timestamp;
+use pageserver::{BranchName, PgInfo, SnapshotInfo, SnapshotName};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Asked, Body, blocking};
+use crate::service::Service;
+use crate::time::timestamp;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub name: SnapshotName,
+    pub created: Timestamp,
+    /// What `pg_control` told, where the snapshot holds a cluster.
+    pub postgres: Option<Postgres>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Postgres {
+    /// The major version, as in `PG_VERSION`.
+    pub version: String,
+    pub system_id: u64,
+    /// Where recovery begins, as Postgres writes an LSN.
+    pub redo_lsn: String,
+    pub wal_timeline: u32,
+    /// Whether the server ran; then it will start with recovery.
+    pub running: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewSnapshot {
+    pub name: SnapshotName,
+}
+
+/// Which snapshots to list; all when no branch is given.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    pub branch: Option<BranchName>,
+}
+
+impl From<SnapshotInfo> for Snapshot {
+    fn from(info: SnapshotInfo) -> Snapshot {
+        Snapshot {
+            name: info.name,
+            created: timestamp(info.created),
+            postgres: info.postgres.map(Postgres::from),
+        }
+    }
+}
+
+impl From<PgInfo> for Postgres {
+    fn from(info: PgInfo) -> Postgres {
+        Postgres {
+            version: info.version,
+            system_id: info.system_id,
+            redo_lsn: lsn(info.redo_lsn),
+            wal_timeline: info.wal_timeline,
+            running: info.in_production,
+        }
+    }
+}
+
+/// A position in the WAL as Postgres writes it: two halves in hexadecimal.
+fn lsn(position: u64) -> String {
+    format!("{:X}/{:X}", position >> 32, position & 0xFFFF_FFFF)
+}
+
+pub fn routes() -> Router<Arc<Service>> {
+    Router::new()
+        .route("/snapshots", get(list).post(create))
+        .route("/snapshots/{name}", get(show).delete(destroy))
+}
+
+async fn list(State(service): State<Arc<Service>>, Asked(filter): Asked<Filter>) -> Answer<Vec<Snapshot>> {
+    blocking(move || service.snapshots(filter.branch.as_ref())).await
+}
+
+async fn show(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Answer<Snapshot> {
+    blocking(move || service.snapshot(&name.parse()?)).await
+}
+
+async fn create(State(service): State<Arc<Service>>, Body(new): Body<NewSnapshot>) -> Answer<Snapshot> {
+    blocking(move || service.create_snapshot(&new.name)).await
+}
+
+async fn destroy(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Answer<()> {
+    blocking(move || service.destroy_snapshot(&name.parse()?)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lsn;
+
+    #[test]
+    fn an_lsn_reads_as_postgres_writes_it() {
+        assert_eq!(lsn(0x16B_3748), "0/16B3748");
+        assert_eq!(lsn(0x1_0000_00A0), "1/A0");
+    }
+}

@@ -1,0 +1,27 @@
+use pageserver::SnapshotName;
+
+use super::{Consent, Context};
+use crate::error::Result;
+
+/// Set a branch back to one of its snapshots
+///
+/// The state it had is kept as NAME@HEAD{n}; `zenith checkout NAME@HEAD{n}` goes forward again. Where the branch is
+/// mounted it is unmounted and mounted again: stop Postgres first.
+#[derive(clap::Args)]
+pub struct Checkout {
+    /// The snapshot
+    #[arg(value_name = "NAME@TAG")]
+    to: SnapshotName,
+    #[command(flatten)]
+    consent: Consent,
+}
+
+impl Checkout {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let client = context.client()?;
+        client.snapshot(&self.to)?;
+        self.consent
+            .ask(&format!("Set {} back to {}?", self.to.branch, self.to))?;
+        context.print(&client.checkout(&self.to)?)
+    }
+}

@@ -1,0 +1,112 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{Mode, umask};
+use pageserver::{BranchName, Disk, Store};
+use serde::Serialize;
+
+use super::Context;
+use crate::api::branches::{Branch, NewBranch, NewCluster, Start};
+use crate::api::status::Stop;
+use crate::client::Client;
+use crate::error::{Error, Result};
+use crate::launch::{self, Watch};
+use crate::output::Show;
+use crate::{postgres, store_dir};
+
+/// The branch of the first cluster.
+const BRANCH: &str = "main";
+
+/// Make a store, and a new PostgreSQL cluster on its branch main
+///
+/// The store is the directory given with --store or ZENITH_DIR, else .zenith in the current directory. The cluster
+/// has data checksums and belongs to you, or to the user postgres when you are root.
+#[derive(clap::Args)]
+pub struct Init {
+    /// Make the store only, without a branch
+    #[arg(long, conflicts_with_all = ["pg_bin", "options"])]
+    empty: bool,
+    /// The directory with PostgreSQL's programs [default: $ZENITH_PG_BIN, else what pg_config says, else from PATH, else
+    /// the newest in /usr/lib/postgresql]
+    #[arg(long, value_name = "DIR")]
+    pg_bin: Option<PathBuf>,
+    /// Options for initdb
+    #[arg(last = true, value_name = "INITDB OPTION")]
+    options: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Made {
+    store: PathBuf,
+    branch: Option<Branch>,
+}
+
+impl Init {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let dir = store_dir::for_init(context.store.as_deref());
+        let made = match self.empty {
+            true => make_store(&dir).map(|()| None),
+            false => self.make_cluster(&dir).map(Some),
+        };
+        let branch = made?;
+        let store = fs::canonicalize(&dir).map_err(Error::path("find", &dir))?;
+        context.print(&Made { store, branch })
+    }
+
+    /// What fails after the store was made takes the store away again.
+    fn make_cluster(self, dir: &Path) -> Result<Branch> {
+        let pg_bin = postgres::find_bin(self.pg_bin.as_deref())?;
+        let existed = dir.exists();
+        make_store(dir)?;
+        let cluster = NewCluster {
+            pg_bin,
+            options: self.options,
+            locale: postgres::caller_locale(),
+        };
+        put_cluster(dir, cluster).inspect_err(|_| {
+            if let Err(error) = remove_store(dir, existed) {
+                eprintln!("warning: the new store {} stays: {}", dir.display(), error.message);
+            }
+        })
+    }
+}
+
+/// What is in a store is its owner's alone.
+fn make_store(dir: &Path) -> Result<()> {
+    umask(Mode::from_bits_truncate(0o077));
+    Ok(Store::create(dir, Disk::new())?)
+}
+
+fn put_cluster(dir: &Path, cluster: NewCluster) -> Result<Branch> {
+    let dir = fs::canonicalize(dir).map_err(Error::path("find", dir))?;
+    let name: BranchName = BRANCH.parse()?;
+    let start = Start::Cluster(cluster);
+    launch::connect_or_start(&dir)?.create_branch(&NewBranch { name, start })
+}
+
+/// Takes away the store that this command has just made.
+fn remove_store(dir: &Path, existed: bool) -> Result<()> {
+    let watch = Watch::of(dir);
+    if let Some(client) = Client::connect(dir)? {
+        client.stop(&Stop { force: true })?;
+        watch.wait()?;
+    }
+    fs::remove_dir_all(dir).map_err(Error::path("remove", dir))?;
+    match existed {
+        true => fs::create_dir(dir).map_err(Error::path("make", dir)),
+        false => Ok(()),
+    }
+}
+
+impl Show for Made {
+    fn text(&self) -> String {
+        let store = self.store.display();
+        match &self.branch {
+            None => format!("made an empty store in {store}\nnext: zenith mount NAME DIR --create"),
+            Some(branch) => format!(
+                "made a store in {store}\nwith a new PostgreSQL cluster on branch {}\nnext: zenith mount {} DIR --create",
+                branch.name, branch.name
+            ),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pageserver::BranchName;
+
+use super::Context;
+use crate::api::mounts::NewMount;
+use crate::error::{Error, Result};
+use crate::name::ViewName;
+
+/// Mount a branch, or a snapshot read-only
+///
+/// The directory must exist and be empty, and a branch can be mounted in one place at a time. The mount comes back
+/// whenever the service starts, until `zenith umount`.
+#[derive(clap::Args)]
+pub struct Mount {
+    /// A branch, or one of its snapshots
+    #[arg(value_name = "NAME[@TAG]")]
+    view: ViewName,
+    /// Where to mount it
+    dir: PathBuf,
+    /// Make the directory when it is missing, and so an empty branch of that name
+    #[arg(long)]
+    create: bool,
+    /// Fork this new branch from NAME[@TAG], instantly and without copying, and mount the new one
+    #[arg(long, value_name = "NEWBRANCH")]
+    cow: Option<BranchName>,
+}
+
+impl Mount {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let new = NewMount {
+            view: self.view,
+            dir: absolute(&self.dir)?,
+            create: self.create,
+            cow: self.cow,
+        };
+        context.print(&context.client()?.mount(&new)?)
+    }
+}
+
+/// The directory as the service can find it. It may be missing, or be a mount whose service was killed, which can't
+/// be looked at: then its parent must do.
+pub fn absolute(dir: &Path) -> Result<PathBuf> {
+    let found = fs::canonicalize(dir).or_else(|error| match (dir.parent(), dir.file_name()) {
+        (Some(parent), Some(name)) if parent.as_os_str().is_empty() => Ok(fs::canonicalize(".")?.join(name)),
+        (Some(parent), Some(name)) => Ok(fs::canonicalize(parent)?.join(name)),
+        _ => Err(error),
+    });
+    let found = found.map_err(Error::path("find", dir))?;
+    match found.to_str() {
+        Some(_) => Ok(found),
+        None => Err(Error::usage(format!("the path {} is not UTF-8", found.display()))),
+    }
+}

@@ -1,0 +1,29 @@
+use super::Context;
+use crate::api::status;
+use crate::client::Client;
+use crate::error::Result;
+use crate::launch::Watch;
+
+/// Stop the store's service
+///
+/// Unmounts everything first; the next start mounts it again. Refused while a mount is in use.
+#[derive(clap::Args)]
+pub struct Stop {
+    /// Stop although mounts are in use: for the programs that use them it is as if the disk were pulled. What they
+    /// have synced is safe
+    #[arg(long)]
+    force: bool,
+}
+
+impl Stop {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let dir = context.store_dir()?;
+        let watch = Watch::of(&dir);
+        let Some(client) = Client::connect(&dir)? else {
+            return context.done("no service was running");
+        };
+        client.stop(&status::Stop { force: self.force })?;
+        watch.wait()?;
+        context.done("stopped")
+    }
+}

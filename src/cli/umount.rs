@@ -1,0 +1,22 @@
+use std::path::PathBuf;
+
+use super::Context;
+use super::mount::absolute;
+use crate::error::Result;
+
+/// Unmount a directory
+///
+/// The service forgets the mount: it won't come back at the next start. The branch stays.
+#[derive(clap::Args)]
+pub struct Umount {
+    /// Where it is mounted
+    dir: PathBuf,
+}
+
+impl Umount {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let dir = absolute(&self.dir)?;
+        context.client()?.umount(&dir)?;
+        context.done(&format!("{} is unmounted", dir.display()))
+    }
+}

@@ -1,0 +1,243 @@
+//! Mounting and unmounting, and what a stop and the next start do with the mounts.
+
+use std::fmt::Display;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use fusefs::{Fs, Mount, MountError, Options};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use pageserver::Start;
+
+use super::Service;
+use super::detach::{clear, tear_off};
+use super::remembered::{Place, Unfinished};
+use super::snapshots::Hidden;
+use crate::api::mounts as api;
+use crate::error::{Error, Result};
+use crate::name::ViewName;
+
+impl Service {
+    pub fn mounts(&self) -> Result<Vec<api::Mount>> {
+        Ok(self.table.list())
+    }
+
+    /// Mounts a view, making what it was asked to make. When it fails, what was made goes away again.
+    pub fn mount(self: &Arc<Self>, new: &api::NewMount) -> Result<api::Mount> {
+        let _inside = self.gate.enter()?;
+        self.check_outside(&new.dir)?;
+        let branch = new.cow.as_ref().unwrap_or(new.view.branch());
+        self.locks.with(branch, || {
+            let made = new.create && make_dir(&new.dir)?;
+            self.mount_there(new).inspect_err(|_| {
+                if made {
+                    log_failure("remove the new directory", fs::remove_dir(&new.dir));
+                }
+            })
+        })
+    }
+
+    fn check_outside(&self, dir: &Path) -> Result<()> {
+        if !dir.is_absolute() {
+            return Err(Error::usage(format!("the path {} is not absolute", dir.display())));
+        }
+        match dir.starts_with(self.store.dir()) {
+            false => Ok(()),
+            true => Err(Error::refused(format!("{} lies in the store", dir.display()))
+                .hint("give a directory outside of it to mount on")),
+        }
+    }
+
+    fn mount_there(self: &Arc<Self>, new: &api::NewMount) -> Result<api::Mount> {
+        let made = self.make_branch(new)?;
+        let view = match &new.cow {
+            Some(cow) => ViewName::Head(cow.clone()),
+            None => new.view.clone(),
+        };
+        let branch = view.branch().clone();
+        let dir = new.dir.clone();
+        self.place(Place { view, dir }).inspect_err(|_| {
+            if made {
+                log_failure("delete the new branch", self.store.destroy_branch(&branch));
+            }
+        })
+    }
+
+    /// Makes the branch to be mounted, if one is to be made.
+    fn make_branch(&self, new: &api::NewMount) -> Result<bool> {
+        match (&new.cow, &new.view) {
+            (Some(cow), view) => self.add_branch(cow, &view.clone().start())?,
+            (None, ViewName::Head(branch)) if new.create && self.store.branch(branch).is_err() => {
+                self.add_branch(branch, &Start::Empty)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn place(self: &Arc<Self>, place: Place) -> Result<api::Mount> {
+        self.table.reserve(&place)?;
+        match self.attach(&place) {
+            Ok(mount) => self.table.settle(&place.dir, Ok(mount)),
+            Err(error) => {
+                self.table.forget(&place.dir)?;
+                return Err(error);
+            }
+        }
+        tracing::info!("{} mounted on {}", place.view, place.dir.display());
+        self.mount_at(&place.dir)
+    }
+
+    fn mount_at(&self, dir: &Path) -> Result<api::Mount> {
+        self.table.forget_ended()?;
+        let found = self.table.list().into_iter().find(|mount| mount.dir == dir);
+        found.ok_or_else(|| Error::failure(format!("{} was unmounted at once by somebody else", dir.display())))
+    }
+
+    /// Mounts, and sees to it that the mount is forgotten when somebody else unmounts it.
+    fn attach(self: &Arc<Self>, place: &Place) -> Result<Mount> {
+        let fs = match &place.view {
+            ViewName::Head(branch) => Fs::of_branch(self.store.timeline(branch)?, Box::new(Hidden::new(self, branch))),
+            ViewName::Snapshot(name) => Fs::of_snapshot(self.store.snapshot_view(name)?),
+        };
+        let service = Arc::downgrade(self);
+        let on_end = move || {
+            if let Some(service) = service.upgrade() {
+                log_failure("forget a mount", service.table.forget_ended());
+            }
+        };
+        Ok(Mount::new(fs, &place.dir, &Options::new(&place.view), on_end)?)
+    }
+
+    /// Unmounts and forgets.
+    pub fn umount(&self, dir: &Path) -> Result<()> {
+        let _inside = self.gate.enter()?;
+        let view = self.table.view_at(dir)?;
+        self.locks.with(view.branch(), || {
+            self.unmount(dir)?;
+            self.table.forget(dir)?;
+            tracing::info!("{view} unmounted from {}", dir.display());
+            Ok(())
+        })
+    }
+
+    /// Unmounts; the table still has the place, as changing. When it fails everything is as before.
+    pub(super) fn unmount(&self, dir: &Path) -> Result<()> {
+        let Some(mount) = self.table.take(dir)? else {
+            return clear(dir).inspect_err(|error| self.table.settle(dir, Err(error.message.clone())));
+        };
+        let unmounted = match mount.unmount() {
+            Err(MountError::Dead { .. }) => clear(dir),
+            unmounted => unmounted.map_err(|error| told(error, dir)),
+        };
+        unmounted.inspect_err(|_| self.table.settle(dir, Ok(mount)))
+    }
+
+    /// Mounts again what [`Service::unmount`] took away. A failure stands in the answer and in the table.
+    pub(super) fn remount(self: &Arc<Self>, dir: &Path) -> Result<api::Mount> {
+        let view = self.table.view_at(dir)?;
+        let place = Place { view, dir: dir.into() };
+        let mounted = clear(dir).and_then(|()| self.attach(&place));
+        if let Err(error) = &mounted {
+            tracing::error!("{} is not mounted on {}: {}", place.view, dir.display(), error.message);
+        }
+        self.table.settle(dir, mounted.map_err(|error| error.message));
+        self.mount_at(dir)
+    }
+
+    /// For a stop: unmounts all or nothing, the latest first; the places stay remembered.
+    pub(super) fn unmount_all(self: &Arc<Self>, force: bool) -> Result<()> {
+        let (mut done, mut kept) = (Vec::new(), Vec::new());
+        for dir in self.table.mounted_dirs().into_iter().rev() {
+            match self.unmount(&dir) {
+                Ok(()) => done.push(dir),
+                Err(_) if force => self.abandon(&dir)?,
+                Err(error) => kept.push(error),
+            }
+        }
+        let Some(refusal) = still_used(kept) else {
+            return Ok(());
+        };
+        done.iter().rev().try_for_each(|dir| self.remount(dir).map(drop))?;
+        Err(refusal)
+    }
+
+    /// Brings to the store what the kernel still holds of the mount and takes it away from whoever uses it.
+    fn abandon(&self, dir: &Path) -> Result<()> {
+        tracing::warn!("{} is taken away from those who use it", dir.display());
+        let synced = fs::File::open(dir).and_then(|root| Ok(nix::unistd::syncfs(root)?));
+        log_failure("sync the mount", synced);
+        self.table.take(dir)?;
+        tear_off(dir)
+    }
+
+    /// For a start: undoes what a killed service left half-made, and mounts what was remembered.
+    pub(super) fn recover(self: &Arc<Self>) -> Result<()> {
+        for unfinished in self.table.unfinished() {
+            self.undo(&unfinished);
+        }
+        for place in self.table.places() {
+            self.remount(&place.dir)?;
+        }
+        Ok(())
+    }
+
+    fn undo(&self, unfinished: &Unfinished) {
+        let Unfinished { branch, dir } = unfinished;
+        tracing::info!("undoing the unfinished cluster on branch {branch}");
+        if let Err(error) = self.discard(unfinished) {
+            tracing::error!("{branch} on {} is left as it is: {}", dir.display(), error.message);
+        }
+    }
+}
+
+/// Whether it was made just now.
+fn make_dir(dir: &Path) -> Result<bool> {
+    match fs::create_dir(dir) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(Error::path("make the directory", dir)(error)),
+    }
+}
+
+/// For what is done on the way out of something else.
+fn log_failure<E: Display>(what: &str, done: std::result::Result<(), E>) {
+    if let Err(error) = done {
+        tracing::error!("could not {what}: {error}");
+    }
+}
+
+/// Why a mount stays, with what to do about a Postgres on it.
+fn told(error: MountError, dir: &Path) -> Error {
+    let busy = matches!(error, MountError::Busy { .. });
+    let told = Error::from(error);
+    match postmaster(dir).filter(|_| busy) {
+        Some(pid) => told.hint(format!(
+            "PostgreSQL runs on it (pid {pid}): `pg_ctl stop -D {}`",
+            dir.display()
+        )),
+        None => told,
+    }
+}
+
+/// The process that runs on a data directory, from the first line of its postmaster.pid.
+fn postmaster(dir: &Path) -> Option<i32> {
+    let text = fs::read_to_string(dir.join("postmaster.pid")).ok()?;
+    let pid = text.lines().next()?.trim().parse().ok()?;
+    kill(Pid::from_raw(pid), None).is_ok().then_some(pid)
+}
+
+/// One refusal for all the mounts that stay.
+fn still_used(kept: Vec<Error>) -> Option<Error> {
+    let messages: Vec<&str> = kept.iter().map(|error| error.message.as_str()).collect();
+    let message = messages.join("; ");
+    let hint = match kept.as_slice() {
+        [] => return None,
+        [one] => one.hint.clone(),
+        _ => None,
+    };
+    let hint = hint.unwrap_or_else(|| "stop what uses them, or stop all the same with --force".into());
+    Some(Error::refused(message).hint(hint))
+}

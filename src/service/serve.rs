@@ -1,0 +1,84 @@
+//! Serving requests until the service is stopped, by a request or by a signal.
+
+use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use super::Service;
+use super::startup::{PidFile, Socket};
+use crate::api;
+use crate::error::{Error, Result};
+
+/// How long answers under way may take once the service is stopping.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A service that has come up.
+pub struct Running {
+    pub socket: Socket,
+    pub runtime: Runtime,
+    pub service: Arc<Service>,
+    pub pid: PidFile,
+}
+
+impl Running {
+    pub fn serve(self) -> Result<()> {
+        let Running {
+            socket,
+            runtime,
+            service,
+            pid,
+        } = self;
+        let listener = socket.listener().map_err(Error::io("listen"))?;
+        let served = runtime.block_on(serve(listener, service.clone()));
+        // The process file's lock goes last: `zenith stop` waits for it.
+        drop((socket, runtime, service));
+        drop(pid);
+        tracing::info!("stopped");
+        served
+    }
+}
+
+async fn serve(listener: StdListener, service: Arc<Service>) -> Result<()> {
+    let listener = UnixListener::from_std(listener).map_err(Error::io("listen"))?;
+    let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
+    for kind in [interrupt, terminate] {
+        let signals = signal(kind).map_err(Error::io("listen for signals"))?;
+        tokio::spawn(stop_on(signals, service.clone()));
+    }
+    let stopped = service.stopped.subscribe();
+    let late = until(stopped.clone(), GRACE);
+    let server = axum::serve(listener, api::router(service)).with_graceful_shutdown(until(stopped, Duration::ZERO));
+    tokio::select! {
+        served = server => served.map_err(Error::io("serve requests")),
+        () = late => {
+            tracing::warn!("a client was still there after {GRACE:?}");
+            Ok(())
+        }
+    }
+}
+
+/// Ready when the service has been stopped for that long.
+async fn until(mut stopped: watch::Receiver<bool>, grace: Duration) {
+    // An error says that the service is gone, which is as good.
+    let _gone = stopped.wait_for(|stopped| *stopped).await.is_err();
+    tokio::time::sleep(grace).await;
+}
+
+/// The first signal stops the service unless mounts are in use; the next one does it all the same.
+async fn stop_on(mut signals: Signal, service: Arc<Service>) {
+    let mut force = false;
+    while signals.recv().await.is_some() {
+        let service = service.clone();
+        match tokio::task::spawn_blocking(move || service.stop(force)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::warn!("not stopping: {}; a second signal forces it", error.message),
+            Err(error) => tracing::error!("stop failed: {error}"),
+        }
+        force = true;
+    }
+}

@@ -1,0 +1,265 @@
+//! Which view is mounted where: in memory for the service, on disk for the next start.
+//!
+//! An entry is reserved, on disk too, before anything is mounted, and forgotten after it was unmounted. So a crash
+//! in between leaves either nothing or a mount that the next start finishes. A view's head can be mounted in one
+//! place only: two mounts would each have the kernel keep pages that the other doesn't know to be stale.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use fusefs::Mount;
+use pageserver::{BranchName, LayerId};
+
+use super::detach::is_dead;
+use super::remembered::{Place, Remembered, Unfinished};
+use crate::api::mounts as api;
+use crate::error::{Error, Result};
+use crate::name::ViewName;
+use crate::store_dir;
+
+pub struct Table {
+    file: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    entries: Vec<Entry>,
+    unfinished: Vec<Unfinished>,
+}
+
+struct Entry {
+    place: Place,
+    state: State,
+}
+
+/// How it stands with a remembered mount.
+enum State {
+    /// Somebody is mounting or unmounting it.
+    Changing,
+    Mounted(Mount),
+    /// It should be there, but isn't: why.
+    Missing(String),
+}
+
+impl Table {
+    /// What the last service remembered; nothing is mounted yet.
+    pub fn load(store: &Path) -> Result<Table> {
+        let file = store.join(store_dir::MOUNTS);
+        let remembered = Remembered::load(&file)?;
+        let entry = |place| Entry {
+            place,
+            state: State::Changing,
+        };
+        let inner = Inner {
+            entries: remembered.mounts.into_iter().map(entry).collect(),
+            unfinished: remembered.unfinished,
+        };
+        Ok(Table {
+            file,
+            inner: Mutex::new(inner),
+        })
+    }
+
+    /// Takes a place for a mount that is about to be made, also from one that is missing.
+    pub fn reserve(&self, place: &Place) -> Result<()> {
+        let mut inner = self.inner();
+        inner.check_free(place)?;
+        inner.entries.retain(|entry| !entry.excludes(place));
+        let place = place.clone();
+        inner.entries.push(Entry {
+            place,
+            state: State::Changing,
+        });
+        self.save(&inner).inspect_err(|_| {
+            inner.entries.pop();
+        })
+    }
+
+    /// What became of a mount that was changing.
+    pub fn settle(&self, dir: &Path, mounted: std::result::Result<Mount, String>) {
+        if let Some(entry) = self.inner().at(dir) {
+            entry.state = mounted.map_or_else(State::Missing, State::Mounted);
+        }
+    }
+
+    /// Hands out the mount to be unmounted. None when it is remembered, but isn't there.
+    pub fn take(&self, dir: &Path) -> Result<Option<Mount>> {
+        let mut inner = self.inner();
+        let entry = inner.at(dir).ok_or_else(|| nothing_mounted(dir))?;
+        match std::mem::replace(&mut entry.state, State::Changing) {
+            State::Mounted(mount) => Ok(Some(mount)),
+            State::Missing(_) => Ok(None),
+            State::Changing => Err(
+                Error::refused(format!("{} is being mounted or unmounted", dir.display()))
+                    .hint("try again in a moment"),
+            ),
+        }
+    }
+
+    pub fn forget(&self, dir: &Path) -> Result<()> {
+        self.keep(|entry| entry.place.dir != dir)
+    }
+
+    /// For a branch that is no more.
+    pub fn forget_branch(&self, branch: &BranchName) -> Result<()> {
+        self.keep(|entry| entry.place.view.branch() != branch)
+    }
+
+    /// Forgets the mounts that somebody else has unmounted. One that died is not forgotten: it is missing.
+    pub fn forget_ended(&self) -> Result<()> {
+        for entry in &mut self.inner().entries {
+            if entry.has_ended() && is_dead(&entry.place.dir) {
+                entry.state = State::Missing("it broke down; the log says why".into());
+            }
+        }
+        self.keep(|entry| !entry.has_ended())
+    }
+
+    fn keep(&self, wanted: impl Fn(&Entry) -> bool) -> Result<()> {
+        let mut inner = self.inner();
+        let before = inner.entries.len();
+        inner.entries.retain(wanted);
+        match inner.entries.len() == before {
+            true => Ok(()),
+            false => self.save(&inner),
+        }
+    }
+
+    /// What is, or should be, mounted on the directory.
+    pub fn view_at(&self, dir: &Path) -> Result<ViewName> {
+        let mut inner = self.inner();
+        let entry = inner.at(dir).ok_or_else(|| nothing_mounted(dir))?;
+        Ok(entry.place.view.clone())
+    }
+
+    /// Where the branch's head is mounted.
+    pub fn head_of(&self, branch: &BranchName) -> Option<PathBuf> {
+        self.dir_of(&ViewName::Head(branch.clone()))
+    }
+
+    /// Where the view is mounted, or about to be.
+    pub fn dir_of(&self, view: &ViewName) -> Option<PathBuf> {
+        let inner = self.inner();
+        let shown = inner
+            .entries
+            .iter()
+            .find(|entry| entry.place.view == *view && !entry.is_missing());
+        shown.map(|entry| entry.place.dir.clone())
+    }
+
+    /// Has the branch's mount let go of a snapshot that somebody looked into.
+    pub fn release_snapshot(&self, branch: &BranchName, layer: LayerId) {
+        let view = ViewName::Head(branch.clone());
+        for entry in self.inner().entries.iter().filter(|entry| entry.place.view == view) {
+            if let State::Mounted(mount) = &entry.state {
+                mount.release_snapshot(layer);
+            }
+        }
+    }
+
+    pub fn places(&self) -> Vec<Place> {
+        self.inner().entries.iter().map(|entry| entry.place.clone()).collect()
+    }
+
+    /// Where something is mounted right now, in the order it was.
+    pub fn mounted_dirs(&self) -> Vec<PathBuf> {
+        let inner = self.inner();
+        let mounted = inner
+            .entries
+            .iter()
+            .filter(|entry| matches!(entry.state, State::Mounted(_)));
+        mounted.map(|entry| entry.place.dir.clone()).collect()
+    }
+
+    pub fn list(&self) -> Vec<api::Mount> {
+        self.inner().entries.iter().map(described).collect()
+    }
+
+    /// Remembers a cluster that is not to be kept if the service dies now.
+    pub fn begin(&self, unfinished: &Unfinished) -> Result<()> {
+        let mut inner = self.inner();
+        inner.unfinished.push(unfinished.clone());
+        self.save(&inner).inspect_err(|_| {
+            inner.unfinished.pop();
+        })
+    }
+
+    /// From now on the cluster is there, or is gone, for good.
+    pub fn finish(&self, finished: &Unfinished) -> Result<()> {
+        let mut inner = self.inner();
+        inner.unfinished.retain(|unfinished| unfinished != finished);
+        self.save(&inner)
+    }
+
+    pub fn unfinished(&self) -> Vec<Unfinished> {
+        self.inner().unfinished.clone()
+    }
+
+    fn save(&self, inner: &Inner) -> Result<()> {
+        let remembered = Remembered {
+            mounts: inner.entries.iter().map(|entry| entry.place.clone()).collect(),
+            unfinished: inner.unfinished.clone(),
+        };
+        remembered.save(&self.file)
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn at(&mut self, dir: &Path) -> Option<&mut Entry> {
+        self.entries.iter_mut().find(|entry| entry.place.dir == dir)
+    }
+
+    fn check_free(&self, wanted: &Place) -> Result<()> {
+        let taken = self
+            .entries
+            .iter()
+            .find(|entry| entry.excludes(wanted) && !entry.is_missing());
+        let Some(Entry { place, .. }) = taken else {
+            return Ok(());
+        };
+        let dir = place.dir.display();
+        let hint = match place.dir == wanted.dir {
+            true => format!("`zenith umount {dir}` first, or take another directory"),
+            false => format!("`zenith umount {dir}` first, or mount a copy with --cow NEWBRANCH"),
+        };
+        Err(Error::refused(format!("{} is mounted on {dir}", place.view)).hint(hint))
+    }
+}
+
+impl Entry {
+    fn excludes(&self, other: &Place) -> bool {
+        let same_head = matches!(other.view, ViewName::Head(_)) && self.place.view == other.view;
+        same_head || self.place.dir == other.dir
+    }
+
+    fn is_missing(&self) -> bool {
+        matches!(self.state, State::Missing(_))
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(&self.state, State::Mounted(mount) if mount.has_ended())
+    }
+}
+
+fn described(entry: &Entry) -> api::Mount {
+    api::Mount {
+        view: entry.place.view.clone(),
+        dir: entry.place.dir.clone(),
+        writable: matches!(entry.place.view, ViewName::Head(_)),
+        error: match &entry.state {
+            State::Mounted(_) => None,
+            State::Changing => Some("it is being mounted or unmounted".into()),
+            State::Missing(why) => Some(why.clone()),
+        },
+    }
+}
+
+fn nothing_mounted(dir: &Path) -> Error {
+    Error::not_found(format!("nothing of this store is mounted on {}", dir.display()))
+        .hint("`zenith status` lists the mounts")
+}

@@ -1,0 +1,75 @@
+//! Which store a command means, and the names of the service's own files in it.
+//!
+//! The store is `--store DIR`, else `$ZENITH_DIR`, else the nearest `.zenith` in the current directory or above,
+//! else `~/.zenith`. A mount has a hidden `.zenith` of its own (its snapshots); it lies on FUSE, where no store
+//! can be, and is passed over.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
+
+use crate::error::{Error, Result};
+
+/// The directory that holds a store when none is named.
+const DIR_NAME: &str = ".zenith";
+
+/// The service's socket. Its full path may be longer than a socket address: see [`crate::client::socket_path`].
+pub const SOCKET: &str = "zenith.sock";
+
+/// What the service logs when it isn't in the foreground.
+pub const LOG: &str = "service.log";
+
+/// Holds the service's process id, and a lock for as long as it lives.
+pub const PID: &str = "service.pid";
+
+/// The mounts that a start establishes again.
+pub const MOUNTS: &str = "mounts.json";
+
+/// The store a command works on, as an absolute path without symbolic links.
+pub fn existing(flag: Option<&Path>) -> Result<PathBuf> {
+    let dir = match named(flag) {
+        Some(dir) => dir,
+        None => nearest()?,
+    };
+    fs::canonicalize(&dir).map_err(|_| {
+        Error::not_found(format!("there is no store at {}", dir.display()))
+            .hint("`zenith init` makes one; --store or ZENITH_DIR names another")
+    })
+}
+
+/// Where `zenith init` makes a store: as named, else `.zenith` in the current directory.
+pub fn for_init(flag: Option<&Path>) -> PathBuf {
+    named(flag).unwrap_or_else(|| PathBuf::from(DIR_NAME))
+}
+
+fn named(flag: Option<&Path>) -> Option<PathBuf> {
+    let variable: Option<OsString> = env::var_os("ZENITH_DIR").filter(|dir| !dir.is_empty());
+    flag.map(Path::to_path_buf).or(variable.map(PathBuf::from))
+}
+
+fn nearest() -> Result<PathBuf> {
+    let here = env::current_dir().map_err(Error::io("find the current directory"))?;
+    let above = here
+        .ancestors()
+        .map(|dir| dir.join(DIR_NAME))
+        .find(|dir| can_be_store(dir));
+    let home = || {
+        env::home_dir()
+            .map(|home| home.join(DIR_NAME))
+            .filter(|dir| can_be_store(dir))
+    };
+    above.or_else(home).ok_or_else(|| {
+        Error::not_found(format!(
+            "there is no store here: no {DIR_NAME} in {} or above, nor in ~",
+            here.display()
+        ))
+        .hint("`zenith init` makes one here; --store or ZENITH_DIR names one")
+    })
+}
+
+fn can_be_store(dir: &Path) -> bool {
+    dir.is_dir() && statfs(dir).is_ok_and(|fs| fs.filesystem_type() != FUSE_SUPER_MAGIC)
+}

@@ -18,6 +18,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::stat::{major, minor};
 use nix::unistd::{getegid, geteuid};
 
+use super::error::desc;
 use super::{MountError, Options, config};
 use crate::fs::Fs;
 use crate::fuse::Fuse;
@@ -46,7 +47,9 @@ fn attach(mountpoint: &Path, options: &Options, read_only: bool) -> Result<Owned
 
 fn attach_as_root(mountpoint: &Path, options: &Options, read_only: bool) -> Result<OwnedFd, MountError> {
     let device = File::options().read(true).write(true).open(DEVICE);
-    let device = device.map_err(|source| MountError::NoFuse { source })?;
+    let device = device.map_err(|error| MountError::NoFuse {
+        reason: format!("failed to open {DEVICE}: {}", desc(&error)),
+    })?;
     let data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},allow_other,default_permissions",
         device.as_raw_fd(),
@@ -88,7 +91,10 @@ fn attach_by_helper(mountpoint: &Path, options: &Options, read_only: bool) -> Re
         .map_err(|source| no_helper(source, mountpoint))?;
     let device = receive(&ours).map_err(session)?;
     let output = helper.wait_with_output().map_err(session)?;
-    device.ok_or_else(|| MountError::refused(mountpoint, complaint(&output)))
+    device.ok_or_else(|| match complaint(&output) {
+        reason if reason.contains(DEVICE) => MountError::NoFuse { reason },
+        reason => MountError::refused(mountpoint, reason),
+    })
 }
 
 /// The descriptor that is sent over `socket`; none when it is closed instead.

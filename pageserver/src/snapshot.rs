@@ -82,6 +82,7 @@ impl Store {
     /// put a name on it. An unchanged head leaves the layer below it.
     pub(crate) fn seal_branch(&self, name: &BranchName) -> Result<LayerId> {
         let timeline = self.timeline(name)?;
+        timeline.check_poisoned()?;
         let mut catalog = self.catalog();
         let (_, record) = catalog.timeline(name)?;
         let record = record.clone();

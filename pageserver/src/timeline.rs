@@ -346,11 +346,7 @@ impl Timeline {
 
     /// Makes a layer's blocks durable; what the database knows of them is for the caller to sync.
     pub(crate) fn sync_layer(&self, layer: &Layer) -> Result<()> {
-        if self.is_poisoned() {
-            return Err(Error::Poisoned {
-                branch: self.name.to_string(),
-            });
-        }
+        self.check_poisoned()?;
         layer.sync().map_err(|e| {
             self.poison();
             Error::io(format!("sync layer {}", layer.id))(e)
@@ -359,6 +355,15 @@ impl Timeline {
 
     fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn check_poisoned(&self) -> Result<()> {
+        match self.is_poisoned() {
+            true => Err(Error::Poisoned {
+                branch: self.name.to_string(),
+            }),
+            false => Ok(()),
+        }
     }
 
     fn poison(&self) {
@@ -424,11 +429,7 @@ impl Timeline {
     /// Ends the head and puts `next` on top. `commit` makes that known to the database while no change is under way.
     /// The sealed layer, which is returned, is not durable yet: see [`Timeline::sync_layer`].
     pub(crate) fn seal(&self, next: Arc<Layer>, commit: impl FnOnce() -> Result<()>) -> Result<Arc<Layer>> {
-        if self.is_poisoned() {
-            return Err(Error::Poisoned {
-                branch: self.name.to_string(),
-            });
-        }
+        self.check_poisoned()?;
         let mut head = self.head.write().unwrap_or_else(|e| e.into_inner());
         self.fold(&head);
         commit()?;

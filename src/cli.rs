@@ -125,8 +125,7 @@ impl Consent {
         if !io::stdin().is_terminal() {
             return Err(Error::refused(format!("{question} Nobody is there to say so")).hint("add --yes"));
         }
-        eprint!("{question} [y/N] ");
-        io::stderr().flush().map_err(Error::io("ask"))?;
+        write!(io::stderr(), "{question} [y/N] ").map_err(Error::io("ask"))?;
         let mut answer = String::new();
         io::stdin()
             .lock()

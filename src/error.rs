@@ -4,7 +4,7 @@
 //! the service found.
 
 use std::fmt::{self, Display};
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -105,10 +105,13 @@ impl Error {
 
     /// Prints the error and gives the exit code for it.
     pub fn report(&self) -> ExitCode {
-        eprintln!("error: {}", self.message);
-        if let Some(hint) = &self.hint {
-            eprintln!("HINT: {hint}");
-        }
+        let hint = self
+            .hint
+            .as_ref()
+            .map_or(String::new(), |hint| format!("HINT: {hint}\n"));
+        let text = format!("error: {}\n{hint}", self.message);
+        // Where stderr can't be written to, the exit code has to say it all.
+        let _lost = io::stderr().write_all(text.as_bytes()).is_err();
         ExitCode::from(self.kind.exit_code())
     }
 }

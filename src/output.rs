@@ -154,7 +154,8 @@ impl Show for Status {
             format!("store     {}", self.store.dir.display()),
             format!("disk      {free}"),
             format!("service   {process}"),
-            format!("holds     {} branches, {} snapshots", self.branches, self.snapshots),
+            format!("branches  {}", self.branches),
+            format!("snapshots {}", self.snapshots),
         ];
         lines.extend(self.store.warning.iter().map(|warning| format!("WARNING   {warning}")));
         lines.extend(self.mounts.iter().map(|mount| format!("mount     {}", mount.text())));

@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::Context;
 use crate::api::branches::{Branch, NewBranch, NewCluster, Start};
 use crate::api::status::Stop;
-use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::launch::{self, Watch};
 use crate::output::Show;
@@ -64,10 +63,10 @@ impl Init {
             options: self.options,
             locale: postgres::caller_locale(),
         };
-        put_cluster(dir, cluster).inspect_err(|_| {
-            if let Err(error) = remove_store(dir, existed) {
-                eprintln!("warning: the new store {} stays: {}", dir.display(), error.message);
-            }
+        let dir = fs::canonicalize(dir).map_err(Error::path("find", dir))?;
+        put_cluster(&dir, cluster).map_err(|error| match remove_store(&dir, existed) {
+            Ok(()) => error,
+            Err(why) => error.hint(format!("the new store {} stays: {why}", dir.display())),
         })
     }
 }
@@ -79,16 +78,16 @@ fn make_store(dir: &Path) -> Result<()> {
 }
 
 fn put_cluster(dir: &Path, cluster: NewCluster) -> Result<Branch> {
-    let dir = fs::canonicalize(dir).map_err(Error::path("find", dir))?;
     let name: BranchName = BRANCH.parse()?;
     let start = Start::Cluster(cluster);
-    launch::connect_or_start(&dir)?.create_branch(&NewBranch { name, start })
+    launch::connect_or_start(dir)?.create_branch(&NewBranch { name, start })
 }
 
-/// Takes away the store that this command has just made.
+/// Takes away the store that this command has just made. A service that died over it is started once more, to take
+/// away what it had mounted.
 fn remove_store(dir: &Path, existed: bool) -> Result<()> {
-    let watch = Watch::of(dir);
-    if let Some(client) = Client::connect(dir)? {
+    if let Ok(client) = launch::connect_or_start(dir) {
+        let watch = Watch::of(dir);
         client.stop(&Stop { force: true })?;
         watch.wait()?;
     }

@@ -1,5 +1,5 @@
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use pageserver::BranchName;
 
@@ -42,14 +42,25 @@ impl Mount {
 /// The directory as the service can find it. It may be missing, or be a mount whose service was killed, which can't
 /// be looked at: then its parent must do.
 pub fn absolute(dir: &Path) -> Result<PathBuf> {
-    let found = fs::canonicalize(dir).or_else(|error| match (dir.parent(), dir.file_name()) {
-        (Some(parent), Some(name)) if parent.as_os_str().is_empty() => Ok(fs::canonicalize(".")?.join(name)),
-        (Some(parent), Some(name)) => Ok(fs::canonicalize(parent)?.join(name)),
-        _ => Err(error),
-    });
-    let found = found.map_err(Error::path("find", dir))?;
+    let found = match fs::canonicalize(dir) {
+        Ok(found) => found,
+        Err(_) => by_parent(dir)?,
+    };
     match found.to_str() {
         Some(_) => Ok(found),
-        None => Err(Error::usage(format!("the path {} is not UTF-8", found.display()))),
+        None => Err(Error::usage(format!("the path {} is not UTF-8", found.display()))
+            .hint("give a directory whose path is UTF-8")),
     }
+}
+
+fn by_parent(dir: &Path) -> Result<PathBuf> {
+    let whole = path::absolute(dir).map_err(Error::path("find", dir))?;
+    let (Some(parent), Some(name)) = (whole.parent(), whole.file_name()) else {
+        return Err(Error::usage(format!("{} can't be mounted on", dir.display())).hint("name a directory"));
+    };
+    let missing = || {
+        Error::not_found(format!("{} does not exist", parent.display()))
+            .hint("make it first, or name another directory")
+    };
+    Ok(fs::canonicalize(parent).map_err(|_| missing())?.join(name))
 }

@@ -45,8 +45,8 @@ impl Service {
     }
 
     pub(super) fn add_branch(&self, name: &BranchName, start: &Start) -> Result<()> {
-        self.store.create_branch(name, start, postgres::owner(), now())?;
-        tracing::info!("branch {name} made from {start:?}");
+        let made = self.store.create_branch(name, start, postgres::owner(), now())?;
+        tracing::info!(from = made.parent, "branch {name} made");
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use pageserver::{BranchName, Start};
 
 use super::Service;
 use super::detach::clear;
+use super::mounts::log_failure;
 use super::remembered::Unfinished;
 use super::snapshots::Hidden;
 use crate::api::branches::NewCluster;
@@ -34,14 +35,14 @@ impl Service {
             branch: branch.clone(),
             dir,
         };
-        self.table.begin(&unfinished)?;
-        match self.initdb_on(&unfinished, new) {
-            Ok(()) => self.keep(&unfinished),
-            Err(error) => {
-                self.discard(&unfinished)?;
-                Err(error)
-            }
-        }
+        let begun = self.table.begin(&unfinished);
+        let made = begun.and_then(|()| self.initdb_on(&unfinished, new));
+        made.and_then(|()| self.table.finish(&unfinished)).inspect_err(|_| {
+            log_failure("discard an unfinished cluster", self.discard(&unfinished));
+        })?;
+        tracing::info!("branch {branch} has a new cluster");
+        log_failure("remove a directory in /tmp", fs::remove_dir(&unfinished.dir));
+        Ok(())
     }
 
     fn initdb_on(self: &Arc<Self>, Unfinished { branch, dir }: &Unfinished, new: &NewCluster) -> Result<()> {
@@ -61,12 +62,6 @@ impl Service {
     fn attach_privately(self: &Arc<Self>, branch: &BranchName, dir: &Path) -> Result<Mount> {
         let fs = Fs::of_branch(self.store.timeline(branch)?, Box::new(Hidden::new(self, branch)));
         Ok(Mount::new(fs, dir, &Options::new(branch), || {})?)
-    }
-
-    fn keep(&self, unfinished: &Unfinished) -> Result<()> {
-        self.table.finish(unfinished)?;
-        tracing::info!("branch {} has a new cluster", unfinished.branch);
-        fs::remove_dir(&unfinished.dir).map_err(Error::path("remove", &unfinished.dir))
     }
 
     /// Takes away an unfinished cluster's branch and directory, as far as they are there.

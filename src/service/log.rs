@@ -20,7 +20,9 @@ pub fn init() -> Result<()> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
+        .with_writer(io::stderr)
+        // A line that doesn't fit on a full disk is lost; complaining of it on the same stderr would be a panic.
+        .log_internal_errors(false);
     log.try_init()
         .map_err(|error| Error::failure(format!("start the log: {error}")))
 }

@@ -82,7 +82,7 @@ impl Service {
         match self.attach(&place) {
             Ok(mount) => self.table.settle(&place.dir, Ok(mount)),
             Err(error) => {
-                self.table.forget(&place.dir)?;
+                log_failure("forget a mount", self.forget(&place.dir));
                 return Err(error);
             }
         }
@@ -117,9 +117,18 @@ impl Service {
         let view = self.table.view_at(dir)?;
         self.locks.with(view.branch(), || {
             self.unmount(dir)?;
-            self.table.forget(dir)?;
+            self.forget(dir)?;
             tracing::info!("{view} unmounted from {}", dir.display());
             Ok(())
+        })
+    }
+
+    /// What can't be forgotten stays as missing, so that it can be asked for again.
+    fn forget(&self, dir: &Path) -> Result<()> {
+        let forgotten = self.table.forget(dir);
+        forgotten.inspect_err(|error| {
+            let missing = format!("it is unmounted, but that could not be noted: {error}");
+            self.table.settle(dir, Err(missing));
         })
     }
 
@@ -204,7 +213,7 @@ fn make_dir(dir: &Path) -> Result<bool> {
 }
 
 /// For what is done on the way out of something else.
-fn log_failure<E: Display>(what: &str, done: std::result::Result<(), E>) {
+pub(super) fn log_failure<E: Display>(what: &str, done: std::result::Result<(), E>) {
     if let Err(error) = done {
         tracing::error!("could not {what}: {error}");
     }

@@ -47,12 +47,8 @@ impl Table {
     pub fn load(store: &Path) -> Result<Table> {
         let file = store.join(store_dir::MOUNTS);
         let remembered = Remembered::load(&file)?;
-        let entry = |place| Entry {
-            place,
-            state: State::Changing,
-        };
         let inner = Inner {
-            entries: remembered.mounts.into_iter().map(entry).collect(),
+            entries: remembered.mounts.into_iter().map(Entry::changing).collect(),
             unfinished: remembered.unfinished,
         };
         Ok(Table {
@@ -65,15 +61,7 @@ impl Table {
     pub fn reserve(&self, place: &Place) -> Result<()> {
         let mut inner = self.inner();
         inner.check_free(place)?;
-        inner.entries.retain(|entry| !entry.excludes(place));
-        let place = place.clone();
-        inner.entries.push(Entry {
-            place,
-            state: State::Changing,
-        });
-        self.save(&inner).inspect_err(|_| {
-            inner.entries.pop();
-        })
+        self.change(&mut inner, |entry| !entry.excludes(place), Some(place))
     }
 
     /// What became of a mount that was changing.
@@ -118,12 +106,23 @@ impl Table {
 
     fn keep(&self, wanted: impl Fn(&Entry) -> bool) -> Result<()> {
         let mut inner = self.inner();
-        let before = inner.entries.len();
-        inner.entries.retain(wanted);
-        match inner.entries.len() == before {
+        match inner.entries.iter().all(&wanted) {
             true => Ok(()),
-            false => self.save(&inner),
+            false => self.change(&mut inner, wanted, None),
         }
+    }
+
+    /// Keeps the wanted entries and adds one that is changing: on disk first, so that a failure changes nothing.
+    fn change(&self, inner: &mut Inner, wanted: impl Fn(&Entry) -> bool, new: Option<&Place>) -> Result<()> {
+        let kept = inner.entries.iter().filter(|entry| wanted(entry));
+        let remembered = Remembered {
+            mounts: kept.map(|entry| &entry.place).chain(new).cloned().collect(),
+            unfinished: inner.unfinished.clone(),
+        };
+        remembered.save(&self.file)?;
+        inner.entries.retain(wanted);
+        inner.entries.extend(new.cloned().map(Entry::changing));
+        Ok(())
     }
 
     /// What is, or should be, mounted on the directory.
@@ -179,29 +178,30 @@ impl Table {
     /// Remembers a cluster that is not to be kept if the service dies now.
     pub fn begin(&self, unfinished: &Unfinished) -> Result<()> {
         let mut inner = self.inner();
-        inner.unfinished.push(unfinished.clone());
-        self.save(&inner).inspect_err(|_| {
-            inner.unfinished.pop();
-        })
+        let all = inner.unfinished.iter().chain([unfinished]).cloned().collect();
+        self.change_unfinished(&mut inner, all)
     }
 
     /// From now on the cluster is there, or is gone, for good.
     pub fn finish(&self, finished: &Unfinished) -> Result<()> {
         let mut inner = self.inner();
-        inner.unfinished.retain(|unfinished| unfinished != finished);
-        self.save(&inner)
+        let others = inner.unfinished.iter().filter(|unfinished| *unfinished != finished);
+        let others = others.cloned().collect();
+        self.change_unfinished(&mut inner, others)
+    }
+
+    fn change_unfinished(&self, inner: &mut Inner, unfinished: Vec<Unfinished>) -> Result<()> {
+        let remembered = Remembered {
+            mounts: inner.entries.iter().map(|entry| entry.place.clone()).collect(),
+            unfinished,
+        };
+        remembered.save(&self.file)?;
+        inner.unfinished = remembered.unfinished;
+        Ok(())
     }
 
     pub fn unfinished(&self) -> Vec<Unfinished> {
         self.inner().unfinished.clone()
-    }
-
-    fn save(&self, inner: &Inner) -> Result<()> {
-        let remembered = Remembered {
-            mounts: inner.entries.iter().map(|entry| entry.place.clone()).collect(),
-            unfinished: inner.unfinished.clone(),
-        };
-        remembered.save(&self.file)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -232,6 +232,11 @@ impl Inner {
 }
 
 impl Entry {
+    fn changing(place: Place) -> Entry {
+        let state = State::Changing;
+        Entry { place, state }
+    }
+
     fn excludes(&self, other: &Place) -> bool {
         let same_head = matches!(other.view, ViewName::Head(_)) && self.place.view == other.view;
         same_head || self.place.dir == other.dir

@@ -1,0 +1,6 @@
+//! The `zenith` program from outside: each test has a store and a service of its own.
+
+mod bad_input;
+mod commands;
+mod sandbox;
+mod service;

@@ -1,0 +1,245 @@
+//! The service's life: it is started once, stops only when it may, remembers its mounts, and nothing is half-done
+//! when it or its client is killed.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::sandbox::{Sandbox, sync, text, until};
+
+#[test]
+fn mounts_come_back_with_the_service_until_they_are_unmounted() {
+    let sandbox = Sandbox::new("remember");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    sandbox.ok(&["snapshot", "create", "main@s"]);
+    sandbox.ok(&["mount", "main@s", "s", "--create"]);
+    sandbox.ok(&["stop"]);
+    assert!(sandbox.mount_points().is_empty());
+    for left in ["zenith.sock", "service.pid"] {
+        assert!(!sandbox.store().join(left).exists(), "{left}");
+    }
+    sandbox.ok(&["start"]);
+    assert_eq!(sandbox.mount_points().len(), 2);
+    sandbox.ok(&["umount", "s"]);
+    sandbox.ok(&["stop"]);
+    sandbox.ok(&["start"]);
+    assert_eq!(sandbox.mount_points(), [sandbox.path("m")]);
+}
+
+#[test]
+fn a_mount_that_cannot_come_back_is_told_and_does_not_keep_the_service_from_starting() {
+    let sandbox = Sandbox::new("missing");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    sandbox.ok(&["stop"]);
+    File::create(sandbox.path("m/in-the-way")).expect("made");
+    let status = sandbox.json(&["start"]);
+    assert!(
+        status["mounts"][0]["error"]
+            .as_str()
+            .is_some_and(|why| why.contains("is not empty")),
+        "{status}"
+    );
+    fs::remove_file(sandbox.path("m/in-the-way")).expect("removed");
+    sandbox.ok(&["mount", "main", "m"]);
+    sandbox.ok(&["umount", "m"]);
+    assert_eq!(sandbox.json(&["status"])["mounts"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn a_stop_is_refused_while_a_mount_is_in_use_and_then_changes_nothing() {
+    let sandbox = Sandbox::new("busy");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    sandbox.ok(&["mount", "other", "o", "--create"]);
+    let open = File::create(sandbox.path("m/file")).expect("made");
+    sandbox.refused(4, &["stop"], "m is in use", "stop what uses it");
+    sandbox.refused(4, &["umount", "m"], "m is in use", "stop what uses it");
+    assert_eq!(sandbox.mount_points().len(), 2);
+    fs::write(sandbox.path("o/file"), "still mounted").expect("written");
+    sandbox.ok(&["stop", "--force"]);
+    assert!(sandbox.mount_points().is_empty());
+    assert!(open.sync_all().is_err(), "the file's service is gone");
+    sandbox.ok(&["start"]);
+    assert_eq!(
+        fs::read_to_string(sandbox.path("o/file")).expect("readable"),
+        "still mounted"
+    );
+    assert!(sandbox.path("m/file").exists());
+}
+
+#[test]
+fn what_a_forced_stop_finds_unwritten_is_kept() {
+    let sandbox = Sandbox::new("force");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    let _open = File::open(sandbox.path("m")).expect("opened");
+    fs::write(sandbox.path("m/file"), "only in the kernel's cache").expect("written");
+    sandbox.ok(&["stop", "--force"]);
+    sandbox.ok(&["start"]);
+    let kept = fs::read_to_string(sandbox.path("m/file")).expect("readable");
+    assert_eq!(kept, "only in the kernel's cache");
+}
+
+#[test]
+fn after_kill_9_the_next_command_starts_the_service_and_mounts_again() {
+    let sandbox = Sandbox::new("killed");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    fs::write(sandbox.path("m/file"), "synced").expect("written");
+    sync(&sandbox.path("m/file"));
+    let _open = File::open(sandbox.path("m/file")).expect("opened");
+    sandbox.kill_9();
+    assert!(fs::read_dir(sandbox.path("m")).is_err(), "nobody answers");
+    sandbox.refused(5, &["status"], "no service runs", "zenith start");
+    sandbox.ok(&["branch"]);
+    assert_eq!(fs::read_to_string(sandbox.path("m/file")).expect("readable"), "synced");
+    assert_eq!(sandbox.mount_points(), [sandbox.path("m")], "the dead mount is gone");
+}
+
+#[test]
+fn of_many_commands_at_once_one_starts_the_service_and_all_use_it() {
+    let sandbox = Sandbox::new("at-once");
+    let commands: Vec<_> = (0..8)
+        .map(|n| sandbox.spawn(&["branch", &format!("b{n}"), "--empty"]))
+        .collect();
+    for command in commands {
+        let output = command.wait_with_output().expect("it ends");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    assert_eq!(sandbox.json(&["branch"]).as_array().map(Vec::len), Some(8));
+    let log = fs::read_to_string(sandbox.store().join("service.log")).expect("readable");
+    assert_eq!(log.matches("the service is up").count(), 1, "{log}");
+}
+
+#[test]
+fn of_many_who_want_the_same_one_gets_it_and_nothing_is_left_of_the_others() {
+    let sandbox = Sandbox::new("race");
+    sandbox.ok(&["branch", "main", "--empty"]);
+    let dirs: Vec<String> = (0..6).map(|n| format!("d{n}")).collect();
+    let commands: Vec<_> = dirs
+        .iter()
+        .map(|dir| sandbox.spawn(&["mount", "main", dir, "--create", "--cow", "copy"]))
+        .collect();
+    let outputs: Vec<_> = commands
+        .into_iter()
+        .map(|command| command.wait_with_output().expect("it ends"))
+        .collect();
+    assert_eq!(
+        outputs.iter().filter(|output| output.status.success()).count(),
+        1,
+        "{outputs:?}"
+    );
+    assert_eq!(sandbox.mount_points().len(), 1);
+    assert_eq!(dirs.iter().filter(|dir| sandbox.path(dir).exists()).count(), 1);
+    assert_eq!(sandbox.json(&["branch"]).as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_signal_stops_the_service_unless_a_mount_is_in_use_and_a_second_one_does_so_all_the_same() {
+    let sandbox = Sandbox::new("signal");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    let (open, pid) = (File::create(sandbox.path("m/file")).expect("made"), sandbox.pid());
+    kill(pid, Signal::SIGTERM).expect("sent");
+    let log = sandbox.store().join("service.log");
+    until("the refusal is logged", || {
+        fs::read_to_string(&log).is_ok_and(|log| log.contains("not stopping"))
+    });
+    assert_eq!(sandbox.pid(), pid);
+    kill(pid, Signal::SIGTERM).expect("sent");
+    until("it has stopped", || !sandbox.store().join("service.pid").exists());
+    assert!(sandbox.mount_points().is_empty());
+    drop(open);
+    sandbox.ok(&["start"]);
+    kill(sandbox.pid(), Signal::SIGINT).expect("sent");
+    until("it has stopped", || !sandbox.store().join("service.pid").exists());
+}
+
+#[test]
+fn a_mount_that_somebody_else_unmounts_is_forgotten() {
+    let sandbox = Sandbox::new("external");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    nix::mount::umount(&sandbox.path("m")).expect("unmounted");
+    until("it is forgotten", || {
+        sandbox.json(&["status"])["mounts"]
+            .as_array()
+            .is_some_and(Vec::is_empty)
+    });
+    sandbox.ok(&["mount", "main", "m"]);
+}
+
+#[test]
+fn a_cluster_whose_client_is_killed_is_finished() {
+    let sandbox = Sandbox::bare("client-killed");
+    let initdb = Initdb::fake(&sandbox, "sleep 1; for dir; do :; done; echo 15 >\"$dir/PG_VERSION\"");
+    let mut client = sandbox.spawn(&["init", "--pg-bin", initdb.dir()]);
+    initdb.begun();
+    client.kill().and_then(|()| client.wait()).expect("killed");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    assert_eq!(
+        fs::read_to_string(sandbox.path("m/PG_VERSION")).expect("readable"),
+        "15\n"
+    );
+}
+
+#[test]
+fn a_cluster_whose_service_is_killed_is_taken_away() {
+    let sandbox = Sandbox::bare("service-killed");
+    let initdb = Initdb::fake(&sandbox, "exec sleep 60");
+    let mut client = sandbox.spawn(&["init", "--pg-bin", initdb.dir()]);
+    let child = initdb.begun();
+    client.kill().and_then(|()| client.wait()).expect("killed");
+    let unfinished = fs::read_to_string(sandbox.store().join("mounts.json")).expect("readable");
+    let unfinished: serde_json::Value = serde_json::from_str(&unfinished).expect("JSON");
+    let dir = PathBuf::from(unfinished["unfinished"][0]["dir"].as_str().expect("a directory"));
+    assert!(dir.exists());
+    sandbox.kill_9();
+    kill(child, Signal::SIGKILL).expect("killed");
+    assert_eq!(sandbox.json(&["branch"]).as_array().map(Vec::len), Some(0));
+    assert!(!dir.exists(), "{}", dir.display());
+}
+
+#[test]
+fn an_init_whose_service_is_killed_leaves_nothing() {
+    let sandbox = Sandbox::bare("init-killed");
+    let initdb = Initdb::fake(&sandbox, "exec sleep 60");
+    let client = sandbox.spawn(&["init", "--pg-bin", initdb.dir()]);
+    let child = initdb.begun();
+    sandbox.kill_9();
+    kill(child, Signal::SIGKILL).expect("killed");
+    let output = client.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert!(!sandbox.store().exists());
+}
+
+/// A stand-in for initdb that says when it runs.
+struct Initdb {
+    bin: PathBuf,
+    pid: PathBuf,
+}
+
+impl Initdb {
+    fn fake(sandbox: &Sandbox, script: &str) -> Initdb {
+        let (bin, pid) = (sandbox.path("bin"), sandbox.path("bin/pid"));
+        fs::create_dir(&bin).expect("made");
+        fs::set_permissions(&bin, fs::Permissions::from_mode(0o777)).expect("open to the server's user");
+        let program = bin.join("initdb");
+        fs::write(&program, format!("#!/bin/sh\necho $$ >{}\n{script}\n", pid.display())).expect("written");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
+        Initdb { bin, pid }
+    }
+
+    fn dir(&self) -> &str {
+        self.bin.to_str().expect("UTF-8")
+    }
+
+    /// Waits until it runs.
+    fn begun(&self) -> Pid {
+        let pid = || read_pid(&self.pid);
+        until("initdb runs", || pid().is_some());
+        Pid::from_raw(pid().expect("it runs"))
+    }
+}
+
+fn read_pid(path: &Path) -> Option<i32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}

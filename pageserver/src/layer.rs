@@ -181,18 +181,27 @@ impl Layer {
         for backing in backings {
             backing.listed.store(false, Ordering::Release);
         }
-        if backings.iter().filter(|backing| !backing.data.is_durable()).count() > SYNC_ONE_BY_ONE_MAX {
-            let counts: Vec<u64> = backings.iter().map(|backing| backing.data.changes()).collect();
-            match self.disk.sync_all(&self.path) {
-                Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-                Err(e) => return Err(e),
-                Ok(()) => {
-                    let synced = backings.iter().zip(counts);
-                    synced.for_each(|(backing, count)| backing.data.durable_up_to(count));
-                }
-            }
+        let unsynced: Vec<_> = backings.iter().filter(|backing| !backing.data.is_durable()).collect();
+        match unsynced.len() {
+            0 | 1 => {}
+            2..=SYNC_ONE_BY_ONE_MAX => unsynced
+                .iter()
+                .try_for_each(|backing| self.disk.start_sync(backing.file()?))?,
+            _ => self.sync_all(&unsynced)?,
         }
-        backings.iter().try_for_each(|backing| backing.sync_data())
+        unsynced.iter().try_for_each(|backing| backing.sync_data())
+    }
+
+    /// Syncs the whole filesystem, where that is possible.
+    fn sync_all(&self, backings: &[&Arc<Backing>]) -> io::Result<()> {
+        let counts: Vec<u64> = backings.iter().map(|backing| backing.data.changes()).collect();
+        match self.disk.sync_all(&self.path) {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
+            other => other?,
+        }
+        let synced = backings.iter().zip(counts);
+        synced.for_each(|(backing, count)| backing.data.durable_up_to(count));
+        Ok(())
     }
 
     fn unsynced(&self) -> MutexGuard<'_, HashMap<Ino, Arc<Backing>>> {

@@ -10,8 +10,6 @@
 //! * Nothing here keeps state for an open file: each request is served by its node alone.
 
 mod change;
-#[cfg(test)]
-mod tests;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -117,7 +115,9 @@ impl Fs {
             Node::Control => return Err(Errno::ENOENT),
             Node::Snapshots => self.snapshot_entry(self.control()?.find(name)?)?,
             Node::ROOT if self.is_control(name) => self.entry(Node::Control)?,
-            _ => self.view(parent, |view, ino| view.lookup(ino, name)).map(|attr| kept(parent, attr))?,
+            _ => self
+                .view(parent, |view, ino| view.lookup(ino, name))
+                .map(|attr| kept(parent, attr))?,
         };
         Ok(self.counted(entry))
     }
@@ -132,10 +132,15 @@ impl Fs {
         self.lookups.forget(node, count, || self.let_go(node));
     }
 
-    /// Takes back all references: the kernel holds nothing of an ended mount.
-    pub fn forget_all(&self) {
+    /// The mount has ended: the kernel holds nothing of it any more, and all that was written is made durable.
+    pub fn end(&self) {
         for node in self.lookups.drain() {
             self.let_go(node);
+        }
+        if let Tree::Head(timeline) = &self.tree
+            && let Err(error) = timeline.sync_all()
+        {
+            tracing::error!(branch = %timeline.branch(), "not all that was written is durable: {error}");
         }
     }
 
@@ -202,10 +207,7 @@ impl Fs {
     }
 
     pub fn statfs(&self) -> FsResult<Space> {
-        match &self.tree {
-            Tree::Head(timeline) => timeline.view().space(),
-            Tree::Sealed(view) => view.space(),
-        }
+        self.own_view().space()
     }
 
     fn control(&self) -> FsResult<&Control> {
@@ -330,7 +332,11 @@ fn fleeting(node: Node, attr: Attr) -> Entry {
 
 /// WAL is written past the page cache, so that the store sees its bytes in order and as they are written.
 fn opening(view: &View, ino: Ino) -> Opening {
-    if view.is_wal(ino) { Opening::Direct } else { Opening::Cached }
+    if view.is_wal(ino) {
+        Opening::Direct
+    } else {
+        Opening::Cached
+    }
 }
 
 /// A directory in a listing that is not the store's.

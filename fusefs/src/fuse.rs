@@ -99,11 +99,13 @@ impl Filesystem for Fuse {
         let refused = |_| io::Error::from(io::ErrorKind::InvalidInput);
         config.set_max_write(MAX_IO as u32).map_err(refused)?;
         let offered = config.capabilities() & WANTED;
-        config.add_capabilities(offered).map_err(|_| io::ErrorKind::InvalidInput.into())
+        config
+            .add_capabilities(offered)
+            .map_err(|_| io::ErrorKind::InvalidInput.into())
     }
 
     fn destroy(&mut self) {
-        self.fs.forget_all();
+        self.fs.end();
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -172,8 +174,10 @@ impl Filesystem for Fuse {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        let made = convert::new_kind(mode)
-            .and_then(|kind| self.fs.create(at(parent, name), kind, mode as u16, caller(req), clock::now()));
+        let made = convert::new_kind(mode).and_then(|kind| {
+            self.fs
+                .create(at(parent, name), kind, mode as u16, caller(req), clock::now())
+        });
         reply::entry(reply, made);
     }
 
@@ -192,7 +196,9 @@ impl Filesystem for Fuse {
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let kind = NewKind::Symlink(target.as_os_str().to_owned());
-        let made = self.fs.create(at(parent, link_name), kind, 0o777, caller(req), clock::now());
+        let made = self
+            .fs
+            .create(at(parent, link_name), kind, 0o777, caller(req), clock::now());
         reply::entry(reply, made);
     }
 
@@ -234,7 +240,9 @@ impl Filesystem for Fuse {
         reply: ReplyCreate,
     ) {
         let exclusive = flags & libc::O_EXCL != 0;
-        let created = self.fs.create_and_open(at(parent, name), mode as u16, exclusive, caller(req), clock::now());
+        let created = self
+            .fs
+            .create_and_open(at(parent, name), mode as u16, exclusive, caller(req), clock::now());
         reply::created(reply, created.map(|(entry, opening)| (entry, open_flags(opening))));
     }
 
@@ -310,8 +318,8 @@ impl Filesystem for Fuse {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let done = convert::fallocate(mode)
-            .and_then(|how| self.fs.fallocate(node(ino), how, offset, length, clock::now()));
+        let done =
+            convert::fallocate(mode).and_then(|how| self.fs.fallocate(node(ino), how, offset, length, clock::now()));
         reply::empty(reply, done);
     }
 

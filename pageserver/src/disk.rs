@@ -35,6 +35,7 @@ pub enum Call {
     Seek,
     Map,
     Stat,
+    StartSync,
     SyncData,
     SyncDir,
     SyncAll,
@@ -244,6 +245,12 @@ impl Disk {
             },
             allocated: meta.blocks() * 512,
         })
+    }
+
+    /// Starts to write the file's bytes out, and does not wait.
+    pub fn start_sync(&self, file: &DiskFile) -> io::Result<()> {
+        self.before(Call::StartSync)?;
+        filesystem::start_sync(&file.file)
     }
 
     /// Makes the file's bytes and size durable.

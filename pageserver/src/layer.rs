@@ -107,10 +107,15 @@ impl Layer {
     /// Makes the backing file of a file that inherits blocks; it is not to be seen before it has its size.
     pub fn create_sized_backing(self: &Arc<Layer>, ino: Ino, size: u64) -> io::Result<Arc<Backing>> {
         let half_made = self.path.join(format!("{ino}{HALF_MADE}"));
-        self.disk.remove(&half_made)?;
         let file = self.disk.create(&half_made)?;
-        self.disk.set_len(&file, size)?;
-        self.disk.rename(&half_made, &self.file_path(ino))?;
+        let shown = self
+            .disk
+            .set_len(&file, size)
+            .and_then(|()| self.disk.rename(&half_made, &self.file_path(ino)));
+        if let Err(e) = shown {
+            self.disk.remove(&half_made)?;
+            return Err(e);
+        }
         Ok(self.made(ino, file))
     }
 
@@ -176,18 +181,27 @@ impl Layer {
         for backing in backings {
             backing.listed.store(false, Ordering::Release);
         }
-        if backings.iter().filter(|backing| !backing.data.is_durable()).count() > SYNC_ONE_BY_ONE_MAX {
-            let counts: Vec<u64> = backings.iter().map(|backing| backing.data.changes()).collect();
-            match self.disk.sync_all(&self.path) {
-                Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-                Err(e) => return Err(e),
-                Ok(()) => {
-                    let synced = backings.iter().zip(counts);
-                    synced.for_each(|(backing, count)| backing.data.durable_up_to(count));
-                }
-            }
+        let unsynced: Vec<_> = backings.iter().filter(|backing| !backing.data.is_durable()).collect();
+        match unsynced.len() {
+            0 | 1 => {}
+            2..=SYNC_ONE_BY_ONE_MAX => unsynced
+                .iter()
+                .try_for_each(|backing| self.disk.start_sync(backing.file()?))?,
+            _ => self.sync_all(&unsynced)?,
         }
-        backings.iter().try_for_each(|backing| backing.sync_data())
+        unsynced.iter().try_for_each(|backing| backing.sync_data())
+    }
+
+    /// Syncs the whole filesystem, where that is possible.
+    fn sync_all(&self, backings: &[&Arc<Backing>]) -> io::Result<()> {
+        let counts: Vec<u64> = backings.iter().map(|backing| backing.data.changes()).collect();
+        match self.disk.sync_all(&self.path) {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
+            other => other?,
+        }
+        let synced = backings.iter().zip(counts);
+        synced.for_each(|(backing, count)| backing.data.durable_up_to(count));
+        Ok(())
     }
 
     fn unsynced(&self) -> MutexGuard<'_, HashMap<Ino, Arc<Backing>>> {

@@ -62,12 +62,7 @@ impl Store {
         if self.snapshot(name).is_ok() {
             return Err(exists());
         }
-        let layer = self.seal_branch(&name.branch)?;
-        let record = SnapshotRecord {
-            layer,
-            created: now,
-            postgres: postgres_in(&*self.sealed_view(layer)?),
-        };
+        let record = self.seal_branch(&name.branch, now)?;
         let mut catalog = self.catalog();
         let (timeline, _) = catalog.timeline(&name.branch)?;
         let info = info(&name.branch, &name.tag, &record);
@@ -78,23 +73,38 @@ impl Store {
         Ok(info)
     }
 
-    /// Seals a branch's head and makes the sealed layer durable. An unchanged head leaves the layer below it.
-    pub(crate) fn seal_branch(&self, name: &BranchName) -> Result<LayerId> {
+    /// Seals a branch's head and makes the sealed layer's blocks durable; the caller syncs the database when it has
+    /// put a name on it. An unchanged head leaves the layer below it.
+    pub(crate) fn seal_branch(&self, name: &BranchName, now: Time) -> Result<SnapshotRecord> {
         let timeline = self.timeline(name)?;
+        timeline.check_poisoned()?;
         let mut catalog = self.catalog();
         let (_, record) = catalog.timeline(name)?;
         let record = record.clone();
         let parent = catalog.layer(record.head)?.parent;
-        if let (Some(parent), true) = (parent, timeline.is_unchanged()) {
-            return Ok(parent);
+        if let (Some(layer), true) = (parent, timeline.is_unchanged()) {
+            return Ok(SnapshotRecord {
+                layer,
+                created: now,
+                postgres: postgres_in(timeline.view()),
+            });
         }
-        let sealed = self.swap_heads(&timeline, &mut catalog, record)?;
+        let (sealed, postgres) = self.swap_heads(&timeline, &mut catalog, record)?;
         drop(catalog);
-        timeline.finish_seal(&sealed)?;
-        Ok(sealed.id)
+        timeline.sync_layer(&sealed)?;
+        Ok(SnapshotRecord {
+            layer: sealed.id,
+            created: now,
+            postgres,
+        })
     }
 
-    fn swap_heads(&self, timeline: &Timeline, catalog: &mut Catalog, mut record: TimelineRecord) -> Result<Arc<Layer>> {
+    fn swap_heads(
+        &self,
+        timeline: &Timeline,
+        catalog: &mut Catalog,
+        mut record: TimelineRecord,
+    ) -> Result<(Arc<Layer>, Option<PgInfo>)> {
         let next = LayerId(catalog.next_number());
         let layer = Layer::create(&self.shared.disk, &self.shared.layers_dir, next)?;
         let layer_record = LayerRecord::new(Some(record.head), timeline.id);
@@ -104,7 +114,8 @@ impl Store {
             Entry::Timeline(timeline.id, Some(record)),
         ];
         timeline.seal(layer, || {
-            catalog.commit(&self.shared.db, WriteBatch::default(), entries)
+            catalog.commit(&self.shared.db, WriteBatch::default(), entries)?;
+            Ok(postgres_in(timeline.view()))
         })
     }
 
@@ -132,12 +143,7 @@ impl Store {
         let target = self.catalog().snapshot(name)?.layer;
         let (id, _) = self.catalog().timeline(&name.branch)?;
         self.refuse_if_open(id, &name.branch)?;
-        let old = self.seal_branch(&name.branch)?;
-        let kept = SnapshotRecord {
-            layer: old,
-            created: now,
-            postgres: postgres_in(&*self.sealed_view(old)?),
-        };
+        let kept = self.seal_branch(&name.branch, now)?;
         let mut catalog = self.catalog();
         self.refuse_if_open(id, &name.branch)?;
         let tag = self.replace_head(&mut catalog, id, target, kept, now)?;

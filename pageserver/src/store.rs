@@ -154,7 +154,7 @@ impl Store {
         }
         let base = match start {
             Start::Empty => None,
-            Start::Branch(from) => Some(self.seal_branch(from)?),
+            Start::Branch(from) => Some(self.seal_branch(from, now)?.layer),
             Start::Snapshot(from) => Some(self.catalog().snapshot(from)?.layer),
         };
         let mut catalog = self.catalog();

@@ -337,16 +337,17 @@ impl Timeline {
     /// Makes everything durable, as an unmount does.
     pub fn sync_all(&self) -> Result<()> {
         let layer = self.head().layer.clone();
-        self.sync_layer(&layer)
+        self.sync_layer(&layer)?;
+        self.shared.db.sync().map_err(|e| {
+            self.poison();
+            Error::io("sync the store's database")(e)
+        })
     }
 
-    fn sync_layer(&self, layer: &Layer) -> Result<()> {
-        if self.is_poisoned() {
-            return Err(Error::Poisoned {
-                branch: self.name.to_string(),
-            });
-        }
-        layer.sync().and_then(|()| self.shared.db.sync()).map_err(|e| {
+    /// Makes a layer's blocks durable; what the database knows of them is for the caller to sync.
+    pub(crate) fn sync_layer(&self, layer: &Layer) -> Result<()> {
+        self.check_poisoned()?;
+        layer.sync().map_err(|e| {
             self.poison();
             Error::io(format!("sync layer {}", layer.id))(e)
         })
@@ -354,6 +355,15 @@ impl Timeline {
 
     fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn check_poisoned(&self) -> Result<()> {
+        match self.is_poisoned() {
+            true => Err(Error::Poisoned {
+                branch: self.name.to_string(),
+            }),
+            false => Ok(()),
+        }
     }
 
     fn poison(&self) {
@@ -382,23 +392,27 @@ impl Timeline {
 
     /// The kernel holds the inode no longer: without a name it ends now.
     pub fn forget(&self, ino: Ino) {
-        let head = self.head();
         let Ok(inode) = self.view.ns().inode(ino).cloned() else {
             return;
         };
-        if inode.nlink > 0 || self.drop_inode(&head, ino).is_err() {
+        if inode.nlink > 0 {
             return;
         }
-        head.touched().remove(&ino);
+        let Ok(layer) = self.drop_inode(ino) else {
+            return;
+        };
         self.view.files.remove(ino);
+        // Freeing a big file takes long: a seal need not wait for it, the sealed namespace has the inode no more.
         if inode.kind == Kind::File
-            && let Err(e) = head.layer.remove(ino)
+            && let Err(e) = layer.remove(ino)
         {
             self.view.failed("remove the blocks of", ino, &e);
         }
     }
 
-    fn drop_inode(&self, head: &Head, ino: Ino) -> FsResult<()> {
+    /// Returns the head's layer, in which the inode may have blocks.
+    fn drop_inode(&self, ino: Ino) -> FsResult<Arc<Layer>> {
+        let head = self.head();
         let mut ns = self.view.ns_mut();
         let Some(change) = ops::drop_orphan(&ns, ino) else {
             return Err(Errno::EBUSY);
@@ -408,7 +422,8 @@ impl Timeline {
         codec::put_changes(&self.shared.db, &mut batch, head.layer.id, &head.below, &changes);
         self.shared.db.write(batch).map_err(|e| self.db_failed(&e))?;
         changes.into_iter().for_each(|change| ns.apply(change));
-        Ok(())
+        head.touched().remove(&ino);
+        Ok(head.layer.clone())
     }
 
     /// Whether nothing was changed since the last seal.
@@ -416,17 +431,14 @@ impl Timeline {
         !self.head().changed.load(Ordering::Acquire)
     }
 
-    /// Ends the head and puts `next` on top. `commit` makes that known to the database while no change is under way.
-    /// The sealed layer, which is returned, is not durable yet: see [`Timeline::finish_seal`].
-    pub(crate) fn seal(&self, next: Arc<Layer>, commit: impl FnOnce() -> Result<()>) -> Result<Arc<Layer>> {
-        if self.is_poisoned() {
-            return Err(Error::Poisoned {
-                branch: self.name.to_string(),
-            });
-        }
+    /// Ends the head and puts `next` on top. `commit` makes that known to the database while no change is under way;
+    /// what it returns is returned.
+    /// The sealed layer, which is returned, is not durable yet: see [`Timeline::sync_layer`].
+    pub(crate) fn seal<T>(&self, next: Arc<Layer>, commit: impl FnOnce() -> Result<T>) -> Result<(Arc<Layer>, T)> {
+        self.check_poisoned()?;
         let mut head = self.head.write().unwrap_or_else(|e| e.into_inner());
         self.fold(&head);
-        commit()?;
+        let committed = commit()?;
         let frozen = self.view.ns().clone();
         self.shared.keep_namespace(head.layer.id, frozen.clone());
         self.view.put_on_top(next.clone());
@@ -439,12 +451,7 @@ impl Timeline {
                 touched: Mutex::default(),
             },
         );
-        Ok(sealed.layer)
-    }
-
-    /// Makes a sealed layer durable.
-    pub(crate) fn finish_seal(&self, sealed: &Layer) -> Result<()> {
-        self.sync_layer(sealed)
+        Ok((sealed.layer, committed))
     }
 
     /// Tells the namespace what touched files have become.

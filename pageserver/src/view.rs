@@ -136,7 +136,7 @@ impl View {
         found.map_err(|e| self.failed("seek", ino, &e))?.ok_or(Errno::ENXIO)
     }
 
-    /// Space and inodes of the filesystem under the store.
+    /// Space and files of the filesystem that the store lies on.
     pub fn space(&self) -> FsResult<Space> {
         let space = self.disk.space(&self.layers_dir);
         space.map_err(|e| self.failed("statfs", Ino::ROOT, &e))

@@ -33,7 +33,8 @@ const OPERATIONS_MAX: usize = 64;
 pub fn start(dir: &Path) -> std::result::Result<Running, Down> {
     let failed = |error: Error| Down::Failed(error.into());
     log::init().and_then(|()| settle()).map_err(failed)?;
-    let store = Store::open(dir, Disk::new()).map_err(|error| match error {
+    let disk = Disk::new().with_open_files_max(backing_files_max());
+    let store = Store::open(dir, disk).map_err(|error| match error {
         pageserver::Error::Locked { .. } => Down::Locked(Error::from(error).into()),
         error => failed(error.into()),
     })?;
@@ -62,12 +63,30 @@ fn come_up(store: Arc<Store>) -> Result<Running> {
 /// have as many open as the system allows.
 fn settle() -> Result<()> {
     umask(Mode::from_bits_truncate(0o077));
+    give_memory_back();
     std::env::set_current_dir("/").map_err(Error::io("leave the current directory"))?;
     let raise = || {
         let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, most, most)
     };
     raise().map_err(Error::io("raise the number of open files"))
+}
+
+/// Half of the descriptors that the process may have is for files of the store.
+fn backing_files_max() -> usize {
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    (soft / 2).clamp(128, 16 * 1024) as usize
+}
+
+/// Keeps big buffers in mappings of their own, which are empty until used and go back when freed. glibc would move
+/// them into its arenas after the first one is freed, and there zero each of FUSE's 16 MiB buffers whole.
+fn give_memory_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt takes two numbers; no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 * 1024);
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
 }
 
 fn runtime() -> Result<Runtime> {

@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, Generation, INodeNo, RenameFlags, TimeOrNow};
 use libc::{
-    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK,
+    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG,
+    S_IFSOCK,
 };
 use nix::errno::Errno;
 use pageserver::{Attr, BLOCK, Fallocate, FsResult, Kind, NewKind, Rename, Seek, Time};
@@ -182,7 +183,14 @@ mod tests {
 
     #[test]
     fn times_arrive_as_the_kernel_sent_them() {
-        for (secs, nanos) in [(0, 0), (5, 999_999_999), (-1, 0), (-1, 200_000_000), (-3_000_000_000, 1), (i64::MIN, 0)] {
+        for (secs, nanos) in [
+            (0, 0),
+            (5, 999_999_999),
+            (-1, 0),
+            (-1, 200_000_000),
+            (-3_000_000_000, 1),
+            (i64::MIN, 0),
+        ] {
             let received = received_time(as_fuser_decodes(secs, nanos));
             assert_eq!(received, Time { secs, nanos });
         }
@@ -195,7 +203,10 @@ mod tests {
             nanos: 800_000_000,
         });
         assert_eq!(time, UNIX_EPOCH - Duration::new(1, 200_000_000));
-        let oldest = system_time(Time { secs: i64::MIN, nanos: 0 });
+        let oldest = system_time(Time {
+            secs: i64::MIN,
+            nanos: 0,
+        });
         assert!(oldest < UNIX_EPOCH);
     }
 

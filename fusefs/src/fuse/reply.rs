@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 
 use fuser::{
-    FopenFlags, INodeNo, ReplyAttr, ReplyCreate, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyStatfs, ReplyWrite,
+    FopenFlags, INodeNo, ReplyAttr, ReplyCreate, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyStatfs, ReplyWrite,
 };
 use nix::errno::Errno;
 use pageserver::{BLOCK, FsResult, NAME_MAX, Space};
@@ -152,5 +152,9 @@ fn fill(reply: &mut impl Listing, fs: &Fs, dir: Node, cookie: &mut u64) -> FsRes
 }
 
 fn full(full: bool) -> ControlFlow<()> {
-    if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    if full {
+        ControlFlow::Break(())
+    } else {
+        ControlFlow::Continue(())
+    }
 }

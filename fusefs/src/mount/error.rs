@@ -20,8 +20,8 @@ pub enum MountError {
     Dead { path: PathBuf },
     #[error("{path} can't be used as a mount point: {}", desc(.source))]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("this system offers no FUSE: {}", desc(.source))]
-    NoFuse { source: io::Error },
+    #[error("FUSE can't be used here: {reason}")]
+    NoFuse { reason: String },
     #[error("the program fusermount3 is missing")]
     NoFusermount,
     #[error("{path} could not be mounted: {reason}")]
@@ -44,18 +44,26 @@ impl MountError {
             MountError::NotADirectory { .. } | MountError::NotEmpty { .. } => {
                 Some("give an empty directory to mount on".into())
             }
-            MountError::AlreadyMounted { path } | MountError::Dead { path } => {
-                Some(format!("unmount it first (`umount {}`), or give another directory", path.display()))
+            MountError::AlreadyMounted { path } | MountError::Dead { path } => Some(format!(
+                "unmount it first (`umount {}`), or give another directory",
+                path.display()
+            )),
+            MountError::Unreadable { .. } => {
+                Some("check the owner and mode of the directory and those above it".into())
             }
-            MountError::Unreadable { .. } => Some("check the owner and mode of the directory and those above it".into()),
-            MountError::NoFuse { .. } => Some("load the kernel's module (`modprobe fuse`), or let the container have /dev/fuse".into()),
+            MountError::NoFuse { .. } => Some(
+                "load the kernel's module (`modprobe fuse`), and let the service open /dev/fuse (mode 0666)".into(),
+            ),
             MountError::NoFusermount => Some("install the package fuse3, or run the service as root".into()),
-            MountError::Refused { .. } | MountError::NotUnmounted { .. } => None,
-            MountError::Busy { path } => {
-                Some(format!("stop what uses it; `fuser -vm {}` lists it", path.display()))
+            MountError::Refused { .. } => {
+                Some("the service's user must own the directory, and in a container be allowed to mount".into())
             }
+            MountError::NotUnmounted { .. } => None,
+            MountError::Busy { path } => Some(format!("stop what uses it; `fuser -vm {}` lists it", path.display())),
             MountError::Covered { path } => Some(format!("`umount {}` takes that away", path.display())),
-            MountError::Held { .. } => Some("look for containers or services with a mount namespace of their own".into()),
+            MountError::Held { .. } => {
+                Some("look for containers or services with a mount namespace of their own".into())
+            }
         }
     }
 
@@ -89,7 +97,7 @@ impl MountError {
 }
 
 /// An [`io::Error`] without Rust's "(os error N)".
-fn desc(error: &io::Error) -> String {
+pub(super) fn desc(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => Errno::from_raw(code).desc().to_lowercase(),
         None => error.to_string(),

@@ -18,6 +18,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::stat::{major, minor};
 use nix::unistd::{getegid, geteuid};
 
+use super::error::desc;
 use super::{MountError, Options, config};
 use crate::fs::Fs;
 use crate::fuse::Fuse;
@@ -29,11 +30,9 @@ const SUBTYPE: &str = "zenith";
 /// Mounts `fs` and greets the kernel.
 pub fn open(fs: Arc<Fs>, mountpoint: &Path, options: &Options) -> Result<Session<Fuse>, MountError> {
     let fd = attach(mountpoint, options, fs.is_read_only())?;
-    Session::from_fd(Fuse::new(fs), fd, SessionACL::All, config(options)).map_err(|source| {
-        match detach(mountpoint) {
-            Ok(()) => MountError::session(mountpoint, source),
-            Err(error) => error,
-        }
+    Session::from_fd(Fuse::new(fs), fd, SessionACL::All, config(options)).map_err(|source| match detach(mountpoint) {
+        Ok(()) => MountError::session(mountpoint, source),
+        Err(error) => error,
     })
 }
 
@@ -48,7 +47,9 @@ fn attach(mountpoint: &Path, options: &Options, read_only: bool) -> Result<Owned
 
 fn attach_as_root(mountpoint: &Path, options: &Options, read_only: bool) -> Result<OwnedFd, MountError> {
     let device = File::options().read(true).write(true).open(DEVICE);
-    let device = device.map_err(|source| MountError::NoFuse { source })?;
+    let device = device.map_err(|error| MountError::NoFuse {
+        reason: format!("failed to open {DEVICE}: {}", desc(&error)),
+    })?;
     let data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},allow_other,default_permissions",
         device.as_raw_fd(),
@@ -58,8 +59,14 @@ fn attach_as_root(mountpoint: &Path, options: &Options, read_only: bool) -> Resu
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     flags.set(MsFlags::MS_RDONLY, read_only);
     let kind = format!("fuse.{SUBTYPE}");
-    mount(Some(source(options).as_str()), mountpoint, Some(kind.as_str()), flags, Some(data.as_str()))
-        .map_err(|errno| MountError::refused(mountpoint, errno.desc().to_lowercase()))?;
+    mount(
+        Some(source(options).as_str()),
+        mountpoint,
+        Some(kind.as_str()),
+        flags,
+        Some(data.as_str()),
+    )
+    .map_err(|errno| MountError::refused(mountpoint, errno.desc().to_lowercase()))?;
     Ok(device.into())
 }
 
@@ -70,7 +77,10 @@ fn attach_by_helper(mountpoint: &Path, options: &Options, read_only: bool) -> Re
     let mode = if read_only { "ro" } else { "rw" };
     let helper = Command::new(FUSERMOUNT)
         .arg("-o")
-        .arg(format!("{mode},nosuid,nodev,default_permissions,fsname={},subtype={SUBTYPE}", source(options)))
+        .arg(format!(
+            "{mode},nosuid,nodev,default_permissions,fsname={},subtype={SUBTYPE}",
+            source(options)
+        ))
         .arg("--")
         .arg(mountpoint)
         .env("_FUSE_COMMFD", "0")
@@ -81,7 +91,10 @@ fn attach_by_helper(mountpoint: &Path, options: &Options, read_only: bool) -> Re
         .map_err(|source| no_helper(source, mountpoint))?;
     let device = receive(&ours).map_err(session)?;
     let output = helper.wait_with_output().map_err(session)?;
-    device.ok_or_else(|| MountError::refused(mountpoint, complaint(&output)))
+    device.ok_or_else(|| match complaint(&output) {
+        reason if reason.contains(DEVICE) => MountError::NoFuse { reason },
+        reason => MountError::refused(mountpoint, reason),
+    })
 }
 
 /// The descriptor that is sent over `socket`; none when it is closed instead.
@@ -111,7 +124,12 @@ pub fn detach(mountpoint: &Path) -> Result<(), MountError> {
 }
 
 fn detach_by_helper(mountpoint: &Path) -> Result<(), MountError> {
-    let output = Command::new(FUSERMOUNT).arg("-u").arg("--").arg(mountpoint).env("LC_ALL", "C").output();
+    let output = Command::new(FUSERMOUNT)
+        .arg("-u")
+        .arg("--")
+        .arg(mountpoint)
+        .env("LC_ALL", "C")
+        .output();
     let output = output.map_err(|source| no_helper(source, mountpoint))?;
     match complaint(&output) {
         _ if output.status.success() => Ok(()),

@@ -18,7 +18,11 @@ pub fn open(fs: Arc<Fs>, mountpoint: &Path, options: &Options) -> Result<Session
         config.acl = SessionACL::Owner;
     }
     config.mount_options = vec![
-        if fs.is_read_only() { MountOption::RO } else { MountOption::RW },
+        if fs.is_read_only() {
+            MountOption::RO
+        } else {
+            MountOption::RW
+        },
         MountOption::NoSuid,
         MountOption::NoDev,
         MountOption::DefaultPermissions,

@@ -80,6 +80,22 @@ pub fn sync_all(file: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Starts to write a file out, and does not wait.
+#[cfg(target_os = "linux")]
+pub fn start_sync(file: &File) -> io::Result<()> {
+    // SAFETY: sync_file_range takes no pointers.
+    if unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The sync that follows does it all.
+#[cfg(not(target_os = "linux"))]
+pub fn start_sync(_file: &File) -> io::Result<()> {
+    Ok(())
+}
+
 /// There is no syncfs here that reports errors: the caller syncs file by file.
 #[cfg(not(target_os = "linux"))]
 pub fn sync_all(_file: &File) -> io::Result<()> {

@@ -58,7 +58,7 @@ mod tests {
         assert_eq!((control.system_id, control.redo_lsn), (77, 0x1600_0028));
         assert_eq!((control.wal_timeline, control.in_production), (3, true));
         assert_eq!(ControlFile::parse(&bytes[..51]), None);
-        bytes[8] = 0xFF;
+        bytes[9] = 0xFF;
         assert_eq!(ControlFile::parse(&bytes), None);
     }
 }

@@ -1,0 +1,96 @@
+//! A scratch store with one branch, as the tests of this crate need it.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fusefs::{Fs, Snapshots};
+use pageserver::{
+    BranchName, Disk, Error, LayerId, SnapshotInfo, SnapshotName, Start, Store, Tag, Time, Timeline, View,
+};
+
+/// A moment that no clock shows.
+pub const NOW: Time = Time { secs: 1000, nanos: 5 };
+
+/// A store in the build directory with the branch `main`. Whatever uses it must be declared after it.
+pub struct Scratch {
+    pub store: Arc<Store>,
+    dir: ScratchDir,
+}
+
+/// Goes away after the store in it.
+struct ScratchDir(PathBuf);
+
+impl Drop for ScratchDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Scratch {
+    /// The branch's root belongs to `owner`.
+    pub fn new(test: &str, owner: (u32, u32)) -> Scratch {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fusefs-{test}"));
+        let _ = std::fs::remove_dir_all(&dir);
+        Store::create(&dir, Disk::new()).expect("a new store");
+        let dir = ScratchDir(dir);
+        let store = Store::open(&dir.0, Disk::new()).expect("the store opens");
+        store
+            .create_branch(&main(), &Start::Empty, owner, NOW)
+            .expect("a new branch");
+        Scratch { store, dir }
+    }
+
+    /// Closes the store and opens it again.
+    pub fn reopen(self) -> Scratch {
+        let dir = self.dir;
+        drop(self.store);
+        let store = Store::open(&dir.0, Disk::new()).expect("the store opens again");
+        Scratch { store, dir }
+    }
+
+    pub fn timeline(&self) -> Arc<Timeline> {
+        self.store.timeline(&main()).expect("the branch exists")
+    }
+
+    pub fn head(&self) -> Fs {
+        Fs::of_branch(self.timeline(), Box::new(Hidden(self.store.clone())))
+    }
+
+    pub fn take(&self, tag: &str) -> SnapshotInfo {
+        self.store.create_snapshot(&snapshot(tag), NOW).expect("a snapshot")
+    }
+}
+
+pub fn main() -> BranchName {
+    "main".parse().expect("a good name")
+}
+
+pub fn snapshot(tag: &str) -> SnapshotName {
+    format!("main@{tag}").parse().expect("a good name")
+}
+
+pub fn os(name: &str) -> &OsStr {
+    OsStr::new(name)
+}
+
+/// The snapshots of `main`.
+struct Hidden(Arc<Store>);
+
+impl Snapshots for Hidden {
+    fn list(&self) -> Vec<SnapshotInfo> {
+        self.0.snapshots(Some(&main()))
+    }
+
+    fn view(&self, layer: LayerId) -> Result<Arc<View>, Error> {
+        self.0.sealed_view(layer)
+    }
+
+    fn take(&self, tag: &Tag, now: Time) -> Result<SnapshotInfo, Error> {
+        self.0.create_snapshot(&snapshot(tag.as_str()), now)
+    }
+
+    fn destroy(&self, tag: &Tag) -> Result<(), Error> {
+        self.0.destroy_snapshot(&snapshot(tag.as_str()))
+    }
+}

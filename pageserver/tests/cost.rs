@@ -1,0 +1,228 @@
+//! What operations cost and what they do when the disk fails, seen at the door to the disk.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use nix::errno::Errno;
+use pageserver::*;
+
+const NOW: Time = Time {
+    secs: 1_700_000_000,
+    nanos: 0,
+};
+
+/// Counts calls, and fails those it is told to.
+#[derive(Default)]
+struct Door {
+    calls: Mutex<HashMap<Call, usize>>,
+    failing: Mutex<Option<(Call, i32)>>,
+}
+
+impl Hook for Door {
+    fn before(&self, call: Call) -> io::Result<()> {
+        *self.calls.lock().expect("unpoisoned").entry(call).or_default() += 1;
+        match *self.failing.lock().expect("unpoisoned") {
+            Some((failing, errno)) if failing == call => Err(io::Error::from_raw_os_error(errno)),
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Bench {
+    dir: PathBuf,
+    door: Arc<Door>,
+    store: Arc<Store>,
+    timeline: Arc<Timeline>,
+}
+
+impl Bench {
+    fn new(name: &str) -> Bench {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cost-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let door = Arc::new(Door::default());
+        let disk = Disk::new().with_hook(door.clone());
+        Store::create(&dir, Disk::new()).expect("make a store");
+        let store = Store::open(&dir, disk).expect("open the store");
+        let main = "main".parse().expect("a name");
+        store
+            .create_branch(&main, &Start::Empty, (0, 0), NOW)
+            .expect("make a branch");
+        let timeline = store.timeline(&main).expect("load it");
+        Bench {
+            dir,
+            door,
+            store,
+            timeline,
+        }
+    }
+
+    fn file(&self, name: &str, len: usize) -> Ino {
+        let node = NewNode {
+            kind: NewKind::File,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+        };
+        let attr = self.timeline.create(Ino::ROOT, OsStr::new(name), node, NOW);
+        let ino = attr.expect("create").ino;
+        if len > 0 {
+            assert_eq!(self.timeline.write(ino, 0, &vec![1; len], None), Ok(len));
+        }
+        ino
+    }
+
+    fn snapshot(&self, tag: &str) -> Result<SnapshotInfo> {
+        let name: SnapshotName = format!("main@{tag}").parse()?;
+        self.store.create_snapshot(&name, NOW)
+    }
+
+    /// The calls that `action` made.
+    fn calls<T>(&self, action: impl FnOnce() -> T) -> (T, HashMap<Call, usize>) {
+        self.door.calls.lock().expect("unpoisoned").clear();
+        let result = action();
+        (result, self.door.calls.lock().expect("unpoisoned").clone())
+    }
+
+    fn failing<T>(&self, call: Call, errno: i32, action: impl FnOnce() -> T) -> T {
+        *self.door.failing.lock().expect("unpoisoned") = Some((call, errno));
+        let result = action();
+        *self.door.failing.lock().expect("unpoisoned") = None;
+        result
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+#[test]
+fn an_overwrite_in_the_head_is_one_write() {
+    let bench = Bench::new("overwrite");
+    let ino = bench.file("a", 65536);
+    let (_, calls) = bench.calls(|| bench.timeline.write(ino, 8192, &[2; 8192], None));
+    assert_eq!(calls, HashMap::from([(Call::Write, 1)]));
+}
+
+#[test]
+fn a_read_of_one_layer_is_one_read() {
+    let bench = Bench::new("read");
+    let ino = bench.file("a", 65536);
+    let mut buf = [0; 8192];
+    let (_, calls) = bench.calls(|| bench.timeline.view().read(ino, 8192, &mut buf));
+    assert_eq!(calls, HashMap::from([(Call::Read, 1)]));
+    bench.snapshot("s").expect("snapshot");
+    bench.timeline.write(ino, 0, &[3; 8192], None).expect("write");
+    let (_, calls) = bench.calls(|| bench.timeline.view().read(ino, 8192, &mut buf));
+    assert_eq!(calls, HashMap::from([(Call::Read, 1)]));
+}
+
+#[test]
+fn a_sync_with_nothing_to_do_is_free() {
+    let bench = Bench::new("sync");
+    let ino = bench.file("a", 8192);
+    bench.timeline.fsync(ino).expect("sync");
+    let (_, calls) = bench.calls(|| bench.timeline.fsync(ino));
+    assert_eq!(calls, HashMap::new());
+    bench.timeline.write(ino, 0, &[2; 8192], None).expect("write");
+    let (_, calls) = bench.calls(|| bench.timeline.fsync(ino));
+    assert_eq!(calls, HashMap::from([(Call::SyncData, 1)]));
+}
+
+#[test]
+fn a_snapshot_costs_the_same_whatever_the_number_of_files() {
+    let cost = |files: usize| {
+        let bench = Bench::new(&format!("files-{files}"));
+        for i in 0..files {
+            bench.file(&format!("f{i}"), 0);
+        }
+        let ino = bench.file("a", 8192);
+        bench.snapshot("first").expect("snapshot");
+        bench.timeline.write(ino, 0, &[2; 8192], None).expect("write");
+        let (snapshot, calls) = bench.calls(|| bench.snapshot("second"));
+        snapshot.expect("snapshot");
+        calls
+    };
+    assert_eq!(cost(10), cost(3000));
+}
+
+#[test]
+fn opening_and_reading_a_copy_writes_nothing() {
+    let bench = Bench::new("copy");
+    let ino = bench.file("a", 1 << 20);
+    bench.snapshot("s").expect("snapshot");
+    let (copy, start) = (
+        "copy".parse().expect("a name"),
+        Start::Snapshot("main@s".parse().expect("a name")),
+    );
+    bench.store.create_branch(&copy, &start, (0, 0), NOW).expect("branch");
+    let (_, calls) = bench.calls(|| {
+        let timeline = bench.store.timeline(&copy).expect("load");
+        let mut buf = vec![0; 1 << 20];
+        assert_eq!(timeline.view().read(ino, 0, &mut buf), Ok(1 << 20));
+        timeline.fsync(ino).expect("sync");
+    });
+    for writing in [Call::Create, Call::Write, Call::SetLen, Call::SyncData, Call::SyncDir] {
+        assert_eq!(calls.get(&writing), None, "{writing:?}");
+    }
+}
+
+#[test]
+fn a_failed_sync_is_never_taken_back() {
+    let bench = Bench::new("poison");
+    let ino = bench.file("a", 8192);
+    let failed = bench.failing(Call::SyncData, libc::EIO, || bench.timeline.fsync(ino));
+    assert_eq!(failed, Err(Errno::EIO));
+    assert_eq!(bench.timeline.fsync(ino), Err(Errno::EIO));
+    let other = bench.file("b", 8192);
+    assert_eq!(bench.timeline.fsync(other), Err(Errno::EIO));
+    assert!(matches!(bench.snapshot("s"), Err(Error::Poisoned { .. })));
+}
+
+#[test]
+fn a_full_disk_is_told_and_costs_nothing_that_was_there() {
+    let bench = Bench::new("full");
+    let ino = bench.file("a", 8192);
+    let full = libc::ENOSPC;
+    let grown = bench.failing(Call::Write, full, || bench.timeline.write(ino, 8192, &[9; 8192], None));
+    assert_eq!(grown, Err(Errno::ENOSPC));
+    assert_eq!(bench.timeline.view().getattr(ino).map(|attr| attr.size), Ok(8192));
+    bench.snapshot("s").expect("snapshot");
+    let first = bench.failing(Call::Create, full, || bench.timeline.write(ino, 0, &[9; 8192], None));
+    assert_eq!(first, Err(Errno::ENOSPC));
+    let mut buf = vec![0; 8192];
+    assert_eq!(bench.timeline.view().read(ino, 0, &mut buf), Ok(8192));
+    assert!(buf.iter().all(|byte| *byte == 1));
+    assert_eq!(bench.timeline.write(ino, 0, &[9; 8192], None), Ok(8192));
+    bench.timeline.fsync(ino).expect("room again: nothing is poisoned");
+}
+
+#[test]
+fn a_failed_read_is_an_error_not_zeros() {
+    let bench = Bench::new("read-error");
+    let ino = bench.file("a", 8192);
+    let mut buf = [0; 8192];
+    let read = bench.failing(Call::Read, libc::EIO, || bench.timeline.view().read(ino, 0, &mut buf));
+    assert_eq!(read, Err(Errno::EIO));
+}
+
+#[test]
+fn a_sealed_layer_that_lost_a_file_or_its_end_is_an_error_not_zeros() {
+    let bench = Bench::new("lost");
+    let ino = bench.file("a", 65536);
+    let sealed = bench.snapshot("s").expect("snapshot").layer;
+    let backing = bench.dir.join("layers").join(sealed.to_string()).join(ino.to_string());
+    let view = |store: &Store| store.sealed_view(sealed).expect("view").read(ino, 0, &mut [0; 65536]);
+    std::fs::File::options()
+        .write(true)
+        .open(&backing)
+        .and_then(|file| file.set_len(8192))
+        .expect("cut the backing file");
+    assert_eq!(view(&bench.store), Err(Errno::EIO));
+    std::fs::remove_file(&backing).expect("remove the backing file");
+    assert_eq!(view(&bench.store), Err(Errno::EIO));
+}

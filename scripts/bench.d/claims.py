@@ -1,0 +1,150 @@
+"""What zenith promises in figures of its own: snapshots and writable views cost the same at every size, and next to nothing."""
+
+import shutil
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+from machine import Meter, bytes_on_disk, resident_bytes
+from postgres import Cluster
+from report import progress
+from sides import Zenith
+
+MIB = 1 << 20
+VIEWS = 20
+SCANNED_ROWS = 4_000_000  # of 128 bytes: more than 500 MiB, as tables have it
+
+
+@dataclass
+class Answer:
+    """One promise: what was measured, and the limit it must stay under."""
+
+    claim: str
+    what: str
+    measured: float
+    limit: float
+    unit: str
+
+
+def one_gib(side, size):
+    side.fill(size.claim_scale["1GiB"])
+
+
+def ten_gib(side, size):
+    side.fill(size.claim_scale["10GiB"])
+
+
+def many_files(side, size):
+    """Small tables are what makes many files in a real data directory."""
+    side.fill(size.claim_scale["files"])
+    with side.cluster.running():
+        for first in range(0, size.files, 1000):
+            side.cluster.sql(f"DO $$ BEGIN FOR i IN {first}..{first + 999} LOOP "
+                             "EXECUTE 'CREATE TABLE file_' || i || ' AS SELECT 1 AS one'; END LOOP; END $$")
+        side.cluster.sql("CHECKPOINT")
+
+
+def scanned_table(side, size):
+    """All hint bits are set, as in any table that has been vacuumed since it was loaded."""
+    side.fill(size.claim_scale["files"])
+    with side.cluster.running():
+        side.cluster.sql(f"CREATE TABLE wide AS SELECT g, repeat(md5(g::text), 3) AS pad FROM generate_series(1, {SCANNED_ROWS}) g")
+        side.cluster.sql("VACUUM (FREEZE) wide")
+
+
+def timed(action):
+    """Milliseconds of a command, as its user sees it: with the start of its process."""
+    with Meter(None) as meter:
+        action()
+    return meter.seconds * 1000
+
+
+def percentile(values, percent):
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def snapshots_under_load(side, size):
+    """Latencies of many snapshots while eight clients write."""
+    with ThreadPoolExecutor() as pool:
+        load = pool.submit(side.cluster.pgbench, 8, 3 + size.snapshots // 5)
+        time.sleep(2)
+        latencies = []
+        while len(latencies) < size.snapshots and not load.done():
+            latencies.append(timed(lambda: side.snapshot(f"busy-{len(latencies)}")))
+            time.sleep(0.1)
+        load.result()
+    return latencies
+
+
+def snapshot_costs(claim, side, size):
+    with side.cluster.running():
+        latencies = snapshots_under_load(side, size)
+        side.cluster.sql("CHECKPOINT")
+        before = bytes_on_disk(side.store)
+        side.snapshot("quiet")
+        added = bytes_on_disk(side.store) - before
+    resident = resident_bytes(side.service_pid())
+    progress(f"{claim}: {len(latencies)} snapshots under load, p50 {percentile(latencies, 50):.1f} ms, max {max(latencies):.1f} ms")
+    return [
+        Answer(claim, f"snapshot under load, p50 of {len(latencies)}", percentile(latencies, 50), 20, "ms"),
+        Answer(claim, f"snapshot under load, p99 of {len(latencies)}", percentile(latencies, 99), 20, "ms"),
+        Answer(claim, "store grows by a snapshot", added / MIB, 1, "MiB"),
+        Answer(claim, "service resident after that load", resident / MIB, 100, "MiB"),
+    ]
+
+
+def view_costs(claim, side):
+    """Opens views on the same snapshot, one after the other."""
+    views = [side.home / f"view-{number}" for number in range(VIEWS)]
+    before = bytes_on_disk(side.store)
+    ready = [timed(lambda: side.mount("main@quiet", view, "--cow", view.name)) for view in views]
+    added = (bytes_on_disk(side.store) - before) / VIEWS
+    for view in views:
+        side.zenith("umount", view)
+    return [
+        Answer(claim, f"writable view ready, p50 of {VIEWS}", percentile(ready, 50), 50, "ms"),
+        Answer(claim, f"writable view ready, slowest of {VIEWS}", max(ready), 50, "ms"),
+        Answer(claim, "store grows by a view", added / MIB, 1, "MiB"),
+    ]
+
+
+def scan_costs(claim, side):
+    """A server's start, its recovery and a scan of a large table on a fresh view."""
+    with side.cluster.running():
+        side.cluster.sql("CHECKPOINT")
+        side.snapshot("quiet")
+    before = bytes_on_disk(side.store)
+    side.mount("main@quiet", side.home / "view", "--cow", "view")
+    copy = Cluster(side.options.postgres, side.home / "view", side.home / "view-sockets")
+    with copy.running():
+        copy.sql("SELECT count(*) FROM wide")
+        added = bytes_on_disk(side.store) - before
+        scanned = int(copy.sql("SELECT pg_relation_size('wide')")) / MIB
+    side.zenith("umount", side.home / "view")
+    return [Answer(claim, f"store grows by recovery and a scan of {scanned:.0f} MiB", added / MIB, 2, "MiB")]
+
+
+def snapshots_and_views(claim, side, size):
+    return snapshot_costs(claim, side, size) + view_costs(claim, side)
+
+
+CLAIMS = {
+    "at-1GiB": (one_gib, snapshots_and_views),
+    "at-10GiB": (ten_gib, snapshots_and_views),
+    "with-many-files": (many_files, snapshots_and_views),
+    "scan-of-a-view": (scanned_table, lambda claim, side, _size: scan_costs(claim, side)),
+}
+
+
+def measure(claim, options, size):
+    prepare, costs = CLAIMS[claim]
+    progress(f"preparing {claim}")
+    side = Zenith(options, claim)
+    try:
+        prepare(side, size)
+        answers = costs(claim, side, size)
+    finally:
+        side.close()
+    shutil.rmtree(side.store)
+    return [asdict(answer) for answer in answers]

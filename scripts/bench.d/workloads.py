@@ -1,0 +1,176 @@
+"""What is measured on every side, and in what order.
+
+A workload gets a side whose server is up, brings it into a defined state (checkpoint, warm or cold caches), and
+returns a rate (more is better) with the amount of work done and what that cost, so that CPU time can be told per
+piece of work: a transaction, or a MiB.
+"""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from machine import Meter, drop_caches
+from report import progress
+
+
+@dataclass
+class Size:
+    """How large and how long."""
+
+    scale: int  # pgbench: 100,000 rows, 15 MiB, each
+    seconds: int  # of one pgbench run
+    bulk_rows: int  # of a bulk load, 130 bytes each
+    snapshots: int  # how many snapshots a latency is taken from
+    claim_scale: dict  # pgbench scale of each claim about sizes
+    files: int
+
+    @staticmethod
+    def full():
+        return Size(100, 20, 4_000_000, 200, {"1GiB": 70, "10GiB": 700, "files": 10}, 100_000)
+
+    @staticmethod
+    def quick():
+        return Size(25, 5, 1_000_000, 100, {"1GiB": 7, "10GiB": 70, "files": 10}, 10_000)
+
+
+@dataclass
+class Sample:
+    """One measurement of one workload on one side in one round."""
+
+    round: int
+    workload: str
+    side: str
+    rate: float
+    service_cpu_ms: float  # of the filesystem's own process, per transaction or MiB
+    machine_cpu_ms: float  # of everything on the machine, per transaction or MiB
+    resident_bytes: int
+
+
+@dataclass
+class Load:
+    """What one run of a workload came to."""
+
+    rate: float
+    amount: int
+    meter: Meter
+
+
+def pgbench(side, size, clients, *more):
+    with Meter(side.service_pid()) as meter:
+        transactions, rate = side.cluster.pgbench(clients, size.seconds, *more)
+    return Load(rate, transactions, meter)
+
+
+def tpcb(side, size, clients):
+    side.cluster.sql("CHECKPOINT")
+    return pgbench(side, size, clients)
+
+
+def tpcb_with_snapshots(side, size):
+    with snapshots_every(5, side):
+        return tpcb(side, size, 8)
+
+
+@contextmanager
+def snapshots_every(seconds, side):
+    """Takes snapshots beside what runs in the block, then removes them again."""
+    over, tags = threading.Event(), []
+
+    def take():
+        while not over.wait(seconds):
+            tags.append(f"load-{len(tags)}")
+            side.snapshot(tags[-1])
+
+    with ThreadPoolExecutor() as pool:
+        taking = pool.submit(take)
+        try:
+            yield
+        finally:
+            over.set()
+        taking.result()
+    for tag in tags:
+        side.drop_snapshot(tag)
+
+
+def select_only(side, size):
+    """All of the table fits the kernel's cache and not Postgres' own."""
+    side.cluster.sql("SELECT count(*) FROM pgbench_accounts")
+    side.cluster.pgbench(8, max(2, size.seconds // 4), "-n", "-S")
+    return pgbench(side, size, 8, "-n", "-S")
+
+
+def bulk_load(side, statement):
+    """MiB a second until the table is on disk: a load that is only in memory is not done."""
+    side.cluster.sql("DROP TABLE IF EXISTS bulk; CREATE TABLE bulk (LIKE pgbench_accounts); CHECKPOINT")
+    with Meter(side.service_pid()) as meter:
+        side.cluster.sql(f"{statement}; CHECKPOINT")
+    megabytes = int(side.cluster.sql("SELECT pg_relation_size('bulk') >> 20"))
+    side.cluster.sql("DROP TABLE bulk; CHECKPOINT")
+    return Load(megabytes / meter.seconds, megabytes, meter)
+
+
+def copy(side, size):
+    rows = side.options.work / "bulk.csv"
+    if not rows.exists():
+        with rows.open("w") as file:
+            file.writelines(f"{row}\t1\t0\t{'x' * 84}\n" for row in range(size.bulk_rows))
+    return bulk_load(side, f"COPY bulk FROM '{rows}'")
+
+
+def create_table_as(side, size):
+    return bulk_load(side, f"DROP TABLE bulk; CREATE TABLE bulk AS SELECT * FROM pgbench_accounts WHERE aid <= {size.bulk_rows}")
+
+
+def cold_scan(side, _size):
+    """Postgres' caches and the kernel's are empty. Whatever the filesystem's own process remembers, it may use."""
+    side.cluster.stop()
+    drop_caches()
+    side.cluster.start()
+    with Meter(side.service_pid()) as meter:
+        side.cluster.sql("SELECT count(*) FROM pgbench_accounts")
+    megabytes = int(side.cluster.sql("SELECT pg_relation_size('pgbench_accounts') >> 20"))
+    return Load(megabytes / meter.seconds, megabytes, meter)
+
+
+def crash_recovery(side, size):
+    """The start of a server that was stopped without a checkpoint: it replays its WAL."""
+    side.cluster.sql("CHECKPOINT")
+    side.cluster.pgbench(8, size.seconds)
+    wal = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), redo_lsn)::bigint >> 20 FROM pg_control_checkpoint()"
+    megabytes = int(side.cluster.sql(wal))
+    side.cluster.stop("immediate")
+    with Meter(side.service_pid()) as meter:
+        side.cluster.start()
+    return Load(megabytes / meter.seconds, megabytes, meter)
+
+
+WORKLOADS = {
+    "tpcb-1": lambda side, size: tpcb(side, size, 1),
+    "tpcb-8": lambda side, size: tpcb(side, size, 8),
+    "tpcb-8-snapshots": tpcb_with_snapshots,
+    "select-8": select_only,
+    "copy": copy,
+    "create-table-as": create_table_as,
+    "cold-scan": cold_scan,
+    "crash-recovery": crash_recovery,
+}
+
+
+def measure(side, name, size, number):
+    with side.cluster.running():
+        load = WORKLOADS[name](side, size)
+    progress(f"round {number + 1}  {name:18}  {side.name:8}  {load.rate:12.1f}")
+    per_piece = 1000 / max(load.amount, 1)
+    return Sample(number, name, side.name, load.rate, load.meter.process_cpu * per_piece,
+                  load.meter.machine_cpu * per_piece, load.meter.resident_bytes)
+
+
+def run_rounds(sides, chosen, rounds, size):
+    samples = []
+    for number in range(rounds):
+        for name in chosen:
+            first = number % len(sides)
+            for side in sides[first:] + sides[:first]:
+                samples.append(asdict(measure(side, name, size, number)))
+    return samples

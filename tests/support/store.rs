@@ -1,0 +1,74 @@
+//! A store of a test's own, with its service and its mounts; all of it goes when the test ends, however it ends.
+//!
+//! The store lies below the build directory, since a store on a tmpfs is refused. Its mounts lie in the temporary
+//! directory, where a Postgres that runs as another user can reach them.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs, process};
+
+const ZENITH: &str = env!("CARGO_BIN_EXE_zenith");
+
+pub struct Store {
+    dir: PathBuf,
+    mounts: PathBuf,
+}
+
+impl Store {
+    /// `name` tells the stores of tests that run side by side apart.
+    pub fn new(name: &str) -> Store {
+        let unique = format!("zenith-test-{name}-{}", process::id());
+        let mounts = env::temp_dir().join(&unique);
+        fs::create_dir(&mounts).expect("a directory for the mounts");
+        fs::set_permissions(&mounts, fs::Permissions::from_mode(0o711)).expect("others may pass");
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique);
+        let store = Store { dir, mounts };
+        store.zenith(&["init", "--empty"]);
+        store
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(ZENITH);
+        command.env("ZENITH_DIR", &self.dir).args(arguments);
+        command
+    }
+
+    pub fn zenith(&self, arguments: &[&str]) {
+        let output = self.command(arguments).output().expect("zenith runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "zenith {arguments:?}: {}\n{said}",
+            output.status
+        );
+    }
+
+    /// Mounts a view in a directory named `name`.
+    pub fn mount(&self, view: &str, name: &str, more: &[&str]) -> PathBuf {
+        let dir = self.path(name);
+        let arguments = ["mount", view, dir.to_str().expect("UTF-8"), "--create"];
+        self.zenith(&[&arguments, more].concat());
+        dir
+    }
+
+    /// A place beside the mounts.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.mounts.join(name)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let stopped = self
+            .command(&["stop", "--force"])
+            .status()
+            .is_ok_and(|status| status.success());
+        // A directory that is still a mount must not be emptied: what is in it may be worth a look.
+        if stopped {
+            for dir in [&self.mounts, &self.dir] {
+                fs::remove_dir_all(dir).unwrap_or_else(|error| eprintln!("{} stays: {error}", dir.display()));
+            }
+        }
+    }
+}

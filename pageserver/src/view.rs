@@ -147,7 +147,7 @@ impl View {
         if let Some(file) = self.files.get(ino) {
             return Ok(file);
         }
-        if !self.writable && self.disk.has_too_many_open() {
+        if self.disk.has_too_many_open() {
             self.files.evict();
         }
         self.files.get_or_load(ino, || {

@@ -123,7 +123,10 @@ impl Consent {
             return Ok(());
         }
         if !io::stdin().is_terminal() {
-            return Err(Error::refused(format!("{question} Nobody is there to say so")).hint("add --yes"));
+            return Err(
+                Error::refused(format!("not confirmed, and there is no terminal to ask on: {question}"))
+                    .hint("add --yes"),
+            );
         }
         write!(io::stderr(), "{question} [y/N] ").map_err(Error::io("ask"))?;
         let mut answer = String::new();

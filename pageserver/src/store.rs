@@ -73,8 +73,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// Makes a new store in `dir`, which is made too or must be empty. Refuses filesystems that can't hold one.
-    pub fn create(dir: &Path, disk: Disk) -> Result<()> {
+    /// Makes a new store in `dir`, which is made too or must be empty. Refuses filesystems that can't hold one;
+    /// returns what the user must know of one that can.
+    pub fn create(dir: &Path, disk: Disk) -> Result<Option<String>> {
         if dir.join(FORMAT_FILE).exists() {
             return Err(Error::StoreExists { path: dir.into() });
         }
@@ -365,8 +366,8 @@ fn root_dir((uid, gid): (u32, u32), now: Time) -> Result<Change> {
 }
 
 /// Makes the parts of a store; the format file comes last, and makes it one.
-fn fill(dir: &Path, disk: &Disk) -> Result<()> {
-    judge(dir)?;
+fn fill(dir: &Path, disk: &Disk) -> Result<Option<String>> {
+    let warning = judge(dir)?;
     let probed = probe(disk, dir).map_err(Error::io(format!("probe {}", dir.display())))?;
     if let Some(why) = probed {
         return Err(Error::UnsupportedFilesystem {
@@ -381,7 +382,8 @@ fn fill(dir: &Path, disk: &Disk) -> Result<()> {
     Db::open(&dir.join(DB_DIR), true)?
         .sync()
         .map_err(Error::io("sync the store's database"))?;
-    write_format(dir, disk).map_err(Error::io(format!("write {}", dir.join(FORMAT_FILE).display())))
+    write_format(dir, disk).map_err(Error::io(format!("write {}", dir.join(FORMAT_FILE).display())))?;
+    Ok(warning)
 }
 
 /// Refuses a filesystem that can't hold a store; returns what the user must know of one that can.

@@ -1,6 +1,6 @@
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use nix::sys::stat::{Mode, umask};
 use pageserver::{BranchName, Disk, Store};
@@ -38,41 +38,48 @@ pub struct Init {
 #[derive(Serialize)]
 struct Made {
     store: PathBuf,
+    warning: Option<String>,
     branch: Option<Branch>,
 }
 
 impl Init {
     pub fn run(self, context: &Context) -> Result<()> {
         let dir = store_dir::for_init(context.store.as_deref());
-        let made = match self.empty {
-            true => make_store(&dir).map(|()| None),
-            false => self.make_cluster(&dir).map(Some),
-        };
-        let branch = made?;
-        let store = fs::canonicalize(&dir).map_err(Error::path("find", &dir))?;
-        context.print(&Made { store, branch })
+        let dir = path::absolute(&dir).map_err(Error::path("find", &dir))?;
+        context.print(&match self.empty {
+            true => Made {
+                warning: make_store(&dir)?,
+                store: dir,
+                branch: None,
+            },
+            false => self.make_cluster(dir)?,
+        })
     }
 
     /// What fails after the store was made takes the store away again.
-    fn make_cluster(self, dir: &Path) -> Result<Branch> {
+    fn make_cluster(self, dir: PathBuf) -> Result<Made> {
         let pg_bin = postgres::find_bin(self.pg_bin.as_deref())?;
         let existed = dir.exists();
-        make_store(dir)?;
+        let warning = make_store(&dir)?;
         let cluster = NewCluster {
             pg_bin,
             options: self.options,
             locale: postgres::caller_locale(),
         };
-        let dir = fs::canonicalize(dir).map_err(Error::path("find", dir))?;
-        put_cluster(&dir, cluster).map_err(|error| match remove_store(&dir, existed) {
+        let branch = put_cluster(&dir, cluster).map_err(|error| match remove_store(&dir, existed) {
             Ok(()) => error,
             Err(why) => error.hint(format!("the new store {} stays: {why}", dir.display())),
+        })?;
+        Ok(Made {
+            store: dir,
+            warning,
+            branch: Some(branch),
         })
     }
 }
 
-/// What is in a store is its owner's alone.
-fn make_store(dir: &Path) -> Result<()> {
+/// What is in a store is its owner's alone. Returns what the user must know of the filesystem.
+fn make_store(dir: &Path) -> Result<Option<String>> {
     umask(Mode::from_bits_truncate(0o077));
     Ok(Store::create(dir, Disk::new())?)
 }
@@ -108,6 +115,13 @@ fn remove(path: &Path) -> io::Result<()> {
 
 impl Show for Made {
     fn text(&self) -> String {
+        let warning = self.warning.iter().map(|warning| format!("WARNING: {warning}\n"));
+        warning.chain([self.what_was_made()]).collect()
+    }
+}
+
+impl Made {
+    fn what_was_made(&self) -> String {
         let store = self.store.display();
         match &self.branch {
             None => format!("made an empty store in {store}\nnext: zenith mount NAME DIR --create"),

@@ -117,7 +117,7 @@ fn branches_are_listed_forked_and_deleted() {
         "main can't be destroyed",
         "destroy branch",
     );
-    sandbox.refused(4, &["branch", "-d", "old"], "Nobody is there to say so", "--yes");
+    sandbox.refused(4, &["branch", "-d", "old"], "not confirmed", "--yes");
     sandbox.ok(&["branch", "-d", "old", "--yes"]);
     assert!(!sandbox.ok(&["branch"]).contains("old"));
 }

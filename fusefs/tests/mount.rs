@@ -1,6 +1,8 @@
 //! A mounted branch as programs see it, through the kernel. Needs /dev/fuse; as root it also checks what other
 //! users can do.
 
+#![cfg(target_os = "linux")]
+
 #[allow(dead_code)]
 mod common;
 
@@ -16,8 +18,10 @@ use common::{Scratch, main, snapshot};
 use fusefs::{Fs, Mount, MountError, Options};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Whence, getegid, geteuid, lseek};
+use pageserver::Ino;
 
 const NOBODY: u32 = 65534;
 
@@ -109,8 +113,8 @@ fn as_nobody(dir: &Path, line: &str) -> bool {
             line,
         ])
         .current_dir(dir)
-        .status();
-    shell.expect("setpriv and sh").success()
+        .output();
+    shell.expect("setpriv and sh").status.success()
 }
 
 #[test]
@@ -350,11 +354,11 @@ fn the_kernel_keeps_nothing_of_a_snapshot_that_was_replaced_elsewhere() {
     for text in ["1", "2", "3"] {
         mounted.file("a", text);
         assert_eq!(names(&snapshots), [""; 0]);
-        assert!(!inside.exists());
+        assert_eq!(errno(fs::read_dir(mounted.tag("t"))), Some(Errno::ENOENT));
         let taken = scratch.take("t");
+        assert_eq!(read(&inside), text);
         assert_eq!(names(&snapshots), ["t"]);
         assert_eq!(names(&mounted.tag("t")), ["a"]);
-        assert_eq!(read(&inside), text);
         mounted.mount.release_snapshot(taken.layer);
         scratch.store.destroy_snapshot(&snapshot("t")).expect("destroyed");
     }
@@ -377,6 +381,27 @@ fn a_busy_mount_stays_and_a_free_one_lets_go_of_everything() {
         .store
         .checkout(&tag, common::NOW)
         .expect("nobody holds the branch");
+}
+
+#[test]
+fn a_mount_that_is_torn_off_frees_unlinked_files() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let scratch = scratch("torn");
+    let timeline = scratch.timeline();
+    let mounted = Mounted::new("torn", scratch.head());
+    let path = mounted.file("a", "text");
+    let file = File::open(&path).expect("opened");
+    let metadata = file.metadata().expect("there");
+    fs::remove_file(&path).expect("removed");
+    let busy = umount2(&mounted.dir, MntFlags::MNT_FORCE);
+    assert_eq!(busy, Err(Errno::EBUSY), "but the kernel ends the session");
+    assert!(mounted.has_ended());
+    assert!(
+        timeline.view().getattr(Ino(metadata.ino())).is_err(),
+        "although it is open"
+    );
 }
 
 #[test]

@@ -7,11 +7,12 @@
 mod common;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::{Scratch, main, snapshot};
@@ -21,7 +22,7 @@ use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Whence, getegid, geteuid, lseek};
-use pageserver::Ino;
+use pageserver::{Call, Disk, Hook, Ino};
 
 const NOBODY: u32 = 65534;
 
@@ -95,7 +96,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
+fn errno<T>(result: io::Result<T>) -> Option<Errno> {
     result.err().and_then(|error| error.raw_os_error()).map(Errno::from_raw)
 }
 
@@ -471,3 +472,40 @@ fn direct_io_and_buffered_io_see_the_same_bytes() {
 
 #[repr(align(4096))]
 struct Page([u8; 4096]);
+
+/// Fails all syncs once it is told to.
+#[derive(Default)]
+struct FailingSyncs(AtomicBool);
+
+impl Hook for FailingSyncs {
+    fn before(&self, call: Call) -> io::Result<()> {
+        match call {
+            Call::SyncData | Call::SyncAll if self.0.load(Ordering::Relaxed) => Err(Errno::EIO.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn a_synchronous_write_is_durable_or_fails() {
+    for name in ["pg_wal/segment", "table"] {
+        let disk = Arc::new(FailingSyncs::default());
+        let scratch = Scratch::on(Disk::new().with_hook(disk.clone()), "mount-synchronous", owner());
+        let mounted = Mounted::new("synchronous", scratch.head());
+        fs::create_dir(mounted.path("pg_wal")).expect("made");
+        let open = |flags| {
+            File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .custom_flags(flags)
+                .open(mounted.path(name))
+        };
+        let synchronous = open(nix::libc::O_DSYNC).expect("opened");
+        let lazy = open(0).expect("opened");
+        synchronous.write_all_at(b"1", 0).expect("written");
+        disk.0.store(true, Ordering::Relaxed);
+        lazy.write_all_at(b"2", 0).expect("nobody asked for a sync");
+        assert_eq!(errno(synchronous.write_all_at(b"3", 0)), Some(Errno::EIO), "{name}");
+    }
+}

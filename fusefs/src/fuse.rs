@@ -29,7 +29,7 @@ use fuser::{
     ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
     ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use pageserver::{NewKind, SetAttr};
+use pageserver::{FsResult, NewKind, SetAttr};
 
 use crate::clock;
 use crate::fs::{Caller, Fs, Keep, Name, Opening};
@@ -271,13 +271,16 @@ impl Filesystem for Fuse {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let now = if from_cache { None } else { Some(clock::now()) };
-        reply::written(reply, self.fs.write(node(ino), offset, data, now));
+        let written = if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            self.fs.write(node(ino), offset, data, None)
+        } else {
+            self.write_through(node(ino), offset, data, flags)
+        };
+        reply::written(reply, written);
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -389,7 +392,17 @@ impl Filesystem for Fuse {
 }
 
 impl Fuse {
-    fn seek(&self, node: Node, offset: i64, whence: i32) -> pageserver::FsResult<u64> {
+    /// A write past the page cache. For O_DSYNC, which is part of O_SYNC too, the kernel leaves it to us to make
+    /// the bytes durable.
+    fn write_through(&self, node: Node, offset: u64, data: &[u8], flags: OpenFlags) -> FsResult<usize> {
+        let written = self.fs.write(node, offset, data, Some(clock::now()))?;
+        if flags.0 & libc::O_DSYNC != 0 {
+            self.fs.fsync(node)?;
+        }
+        Ok(written)
+    }
+
+    fn seek(&self, node: Node, offset: i64, whence: i32) -> FsResult<u64> {
         let offset = u64::try_from(offset).map_err(|_| nix::errno::Errno::EINVAL)?;
         self.fs.seek(node, offset, convert::seek(whence)?)
     }

@@ -181,6 +181,13 @@ fn nothing_in_a_snapshot_can_be_changed() {
     assert_eq!(fs.link(a, at(Node::ROOT, "b"), NOW), Err(Errno::EXDEV));
     let moved = fs.rename(at(root, "a"), at(Node::ROOT, "b"), Rename::Replace, NOW);
     assert_eq!(moved, Err(Errno::EXDEV));
+    scratch.take("u");
+    let other = lookup(&fs, &[".zenith", "snapshot", "u"]).expect("there").node;
+    assert_eq!(other, root, "nothing was changed in between");
+    file(&fs, "b", "2");
+    scratch.take("v");
+    let other = lookup(&fs, &[".zenith", "snapshot", "v"]).expect("there").node;
+    assert_eq!(fs.link(a, at(other, "c"), NOW), Err(Errno::EXDEV));
 }
 
 #[test]

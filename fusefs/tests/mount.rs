@@ -1,23 +1,28 @@
 //! A mounted branch as programs see it, through the kernel. Needs /dev/fuse; as root it also checks what other
 //! users can do.
 
+#![cfg(target_os = "linux")]
+
 #[allow(dead_code)]
 mod common;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::{Scratch, main, snapshot};
 use fusefs::{Fs, Mount, MountError, Options};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Whence, getegid, geteuid, lseek};
+use pageserver::{Call, Disk, Hook, Ino};
 
 const NOBODY: u32 = 65534;
 
@@ -91,7 +96,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
+fn errno<T>(result: io::Result<T>) -> Option<Errno> {
     result.err().and_then(|error| error.raw_os_error()).map(Errno::from_raw)
 }
 
@@ -109,8 +114,8 @@ fn as_nobody(dir: &Path, line: &str) -> bool {
             line,
         ])
         .current_dir(dir)
-        .status();
-    shell.expect("setpriv and sh").success()
+        .output();
+    shell.expect("setpriv and sh").status.success()
 }
 
 #[test]
@@ -350,11 +355,11 @@ fn the_kernel_keeps_nothing_of_a_snapshot_that_was_replaced_elsewhere() {
     for text in ["1", "2", "3"] {
         mounted.file("a", text);
         assert_eq!(names(&snapshots), [""; 0]);
-        assert!(!inside.exists());
+        assert_eq!(errno(fs::read_dir(mounted.tag("t"))), Some(Errno::ENOENT));
         let taken = scratch.take("t");
+        assert_eq!(read(&inside), text);
         assert_eq!(names(&snapshots), ["t"]);
         assert_eq!(names(&mounted.tag("t")), ["a"]);
-        assert_eq!(read(&inside), text);
         mounted.mount.release_snapshot(taken.layer);
         scratch.store.destroy_snapshot(&snapshot("t")).expect("destroyed");
     }
@@ -377,6 +382,27 @@ fn a_busy_mount_stays_and_a_free_one_lets_go_of_everything() {
         .store
         .checkout(&tag, common::NOW)
         .expect("nobody holds the branch");
+}
+
+#[test]
+fn a_mount_that_is_torn_off_frees_unlinked_files() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let scratch = scratch("torn");
+    let timeline = scratch.timeline();
+    let mounted = Mounted::new("torn", scratch.head());
+    let path = mounted.file("a", "text");
+    let file = File::open(&path).expect("opened");
+    let metadata = file.metadata().expect("there");
+    fs::remove_file(&path).expect("removed");
+    let busy = umount2(&mounted.dir, MntFlags::MNT_FORCE);
+    assert_eq!(busy, Err(Errno::EBUSY), "but the kernel ends the session");
+    assert!(mounted.has_ended());
+    assert!(
+        timeline.view().getattr(Ino(metadata.ino())).is_err(),
+        "although it is open"
+    );
 }
 
 #[test]
@@ -446,3 +472,40 @@ fn direct_io_and_buffered_io_see_the_same_bytes() {
 
 #[repr(align(4096))]
 struct Page([u8; 4096]);
+
+/// Fails all syncs once it is told to.
+#[derive(Default)]
+struct FailingSyncs(AtomicBool);
+
+impl Hook for FailingSyncs {
+    fn before(&self, call: Call) -> io::Result<()> {
+        match call {
+            Call::SyncData | Call::SyncAll if self.0.load(Ordering::Relaxed) => Err(Errno::EIO.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn a_synchronous_write_is_durable_or_fails() {
+    for name in ["pg_wal/segment", "table"] {
+        let disk = Arc::new(FailingSyncs::default());
+        let scratch = Scratch::on(Disk::new().with_hook(disk.clone()), "mount-synchronous", owner());
+        let mounted = Mounted::new("synchronous", scratch.head());
+        fs::create_dir(mounted.path("pg_wal")).expect("made");
+        let open = |flags| {
+            File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .custom_flags(flags)
+                .open(mounted.path(name))
+        };
+        let synchronous = open(nix::libc::O_DSYNC).expect("opened");
+        let lazy = open(0).expect("opened");
+        synchronous.write_all_at(b"1", 0).expect("written");
+        disk.0.store(true, Ordering::Relaxed);
+        lazy.write_all_at(b"2", 0).expect("nobody asked for a sync");
+        assert_eq!(errno(synchronous.write_all_at(b"3", 0)), Some(Errno::EIO), "{name}");
+    }
+}

@@ -145,7 +145,7 @@ pub fn tune(device: u64) {
         return;
     }
     let bdi = format!("/sys/class/bdi/{}:{}", major(device), minor(device));
-    for (setting, value) in [("max_ratio", "100"), ("strict_limit", "0"), ("read_ahead_kb", "1024")] {
+    for (setting, value) in [("max_ratio", "100"), ("strict_limit", "0"), ("read_ahead_kb", "2048")] {
         if let Err(error) = fs::write(format!("{bdi}/{setting}"), value) {
             tracing::debug!("{bdi}/{setting} stays as it is: {error}");
         }

@@ -30,11 +30,15 @@ impl Drop for ScratchDir {
 impl Scratch {
     /// The branch's root belongs to `owner`.
     pub fn new(test: &str, owner: (u32, u32)) -> Scratch {
+        Scratch::on(Disk::new(), test, owner)
+    }
+
+    pub fn on(disk: Disk, test: &str, owner: (u32, u32)) -> Scratch {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fusefs-{test}"));
         let _ = std::fs::remove_dir_all(&dir);
         Store::create(&dir, Disk::new()).expect("a new store");
         let dir = ScratchDir(dir);
-        let store = Store::open(&dir.0, Disk::new()).expect("the store opens");
+        let store = Store::open(&dir.0, disk).expect("the store opens");
         store
             .create_branch(&main(), &Start::Empty, owner, NOW)
             .expect("a new branch");

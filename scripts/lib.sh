@@ -66,6 +66,8 @@ need_postgres() { need postgresql postgresql-contrib; }
 need_fuse() {
     need fuse3
     [ -e /dev/fuse ] || as_root modprobe fuse || fail "/dev/fuse is missing" "this kernel has no FUSE"
+    # What udev does where it runs.
+    [ -w /dev/fuse ] || as_root chmod 666 /dev/fuse
 }
 
 # Builds the release binary; prints its path.

@@ -28,7 +28,7 @@ use crate::api::mounts::{Mount, NewMount};
 use crate::api::problem::Problem;
 use crate::api::snapshots::{NewSnapshot, Snapshot};
 use crate::api::status::{Status, Stop};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::store_dir;
 
 /// A running service.
@@ -38,12 +38,21 @@ pub struct Client {
 }
 
 impl Client {
-    /// The service of the store, or None when none runs.
+    /// The service of the store, or None when none runs. One that is dying may still take connections, so it has to
+    /// answer too.
     pub fn connect(store: &Path) -> Result<Option<Client>> {
         match open(store) {
-            Ok(_) => Client::new(store).map(Some),
+            Ok(_) => Client::new(store)?.if_alive(),
             Err(error) if nobody_listens(&error) => Ok(None),
             Err(error) => Err(Error::path("connect to the service of", store)(error)),
+        }
+    }
+
+    fn if_alive(self) -> Result<Option<Client>> {
+        match self.status() {
+            Ok(_) => Ok(Some(self)),
+            Err(error) if error.kind == Kind::NoService => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

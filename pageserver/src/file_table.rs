@@ -20,14 +20,15 @@ impl FileTable {
     }
 
     pub fn get(&self, ino: Ino) -> Option<Arc<File>> {
-        self.shard(ino).get(&ino).cloned()
+        let file = self.shard(ino).get(&ino).cloned()?;
+        file.recent.store(true, Ordering::Relaxed);
+        Some(file)
     }
 
     /// The file, made by `load` when it is not in use yet.
     pub fn get_or_load(&self, ino: Ino, load: impl FnOnce() -> FsResult<File>) -> FsResult<Arc<File>> {
         let mut shard = self.shard(ino);
         if let Some(file) = shard.get(&ino) {
-            file.recent.store(true, Ordering::Relaxed);
             return Ok(file.clone());
         }
         let file = Arc::new(load()?);

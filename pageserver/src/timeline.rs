@@ -298,8 +298,11 @@ impl Timeline {
         Ok(done as usize)
     }
 
-    /// The regular file behind an inode number; makes room for it among the open ones first.
+    /// The regular file behind an inode number; makes room for a new one among the open files first.
     fn file(&self, ino: Ino) -> FsResult<Arc<File>> {
+        if let Some(file) = self.view.files.get(ino) {
+            return Ok(file);
+        }
         if self.shared.disk.has_too_many_open() {
             self.close_some();
         }

@@ -144,6 +144,12 @@ impl View {
 
     /// The regular file behind an inode number.
     pub(crate) fn file(&self, ino: Ino) -> FsResult<Arc<File>> {
+        if let Some(file) = self.files.get(ino) {
+            return Ok(file);
+        }
+        if self.disk.has_too_many_open() {
+            self.files.evict();
+        }
         self.files.get_or_load(ino, || {
             let ns = self.ns();
             let inode = ns.inode(ino)?;

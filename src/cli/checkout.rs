@@ -5,8 +5,8 @@ use crate::error::Result;
 
 /// Set a branch back to one of its snapshots
 ///
-/// The state it had is kept as NAME@HEAD{n}; `zenith checkout NAME@HEAD{n}` goes forward again. Where the branch is
-/// mounted it is unmounted and mounted again: stop Postgres first.
+/// The state it had is kept as NAME@HEAD{0}, the next time as NAME@HEAD{1}, and so on: checking that out goes forward
+/// again. Where the branch is mounted it is unmounted and mounted again: stop Postgres first.
 #[derive(clap::Args)]
 pub struct Checkout {
     /// The snapshot

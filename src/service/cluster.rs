@@ -60,7 +60,7 @@ impl Service {
     }
 
     fn attach_privately(self: &Arc<Self>, branch: &BranchName, dir: &Path) -> Result<Mount> {
-        let fs = Fs::of_branch(self.store.timeline(branch)?, Box::new(Hidden::new(self, branch)));
+        let fs = Fs::of_branch(self.store.timeline(branch)?, Box::new(Hidden::new(&self.store, branch)));
         Ok(Mount::new(fs, dir, &Options::new(branch), || {})?)
     }
 

@@ -99,7 +99,9 @@ impl Service {
     /// Mounts, and sees to it that the mount is forgotten when somebody else unmounts it.
     fn attach(self: &Arc<Self>, place: &Place) -> Result<Mount> {
         let fs = match &place.view {
-            ViewName::Head(branch) => Fs::of_branch(self.store.timeline(branch)?, Box::new(Hidden::new(self, branch))),
+            ViewName::Head(branch) => {
+                Fs::of_branch(self.store.timeline(branch)?, Box::new(Hidden::new(&self.store, branch)))
+            }
             ViewName::Snapshot(name) => Fs::of_snapshot(self.store.snapshot_view(name)?),
         };
         let service = Arc::downgrade(self);

@@ -1,6 +1,8 @@
 //! Snapshots, from the command line and from the hidden directory of a branch's mount.
+//!
+//! Each is one step of the store's own, so none takes a branch's lock.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use fusefs::Snapshots;
 use pageserver::{BranchName, LayerId, SnapshotInfo, SnapshotName, Store, Tag, Time, View};
@@ -8,7 +10,6 @@ use pageserver::{BranchName, LayerId, SnapshotInfo, SnapshotName, Store, Tag, Ti
 use super::Service;
 use crate::api::snapshots::Snapshot;
 use crate::error::Result;
-use crate::name::ViewName;
 use crate::time::now;
 
 impl Service {
@@ -24,7 +25,6 @@ impl Service {
         Ok(self.store.snapshot(name)?.into())
     }
 
-    /// Takes no branch lock: it may come at any moment between the steps of another operation.
     pub fn create_snapshot(&self, name: &SnapshotName) -> Result<Snapshot> {
         let _inside = self.gate.enter()?;
         let info = self.store.create_snapshot(name, now())?;
@@ -34,38 +34,24 @@ impl Service {
 
     pub fn destroy_snapshot(&self, name: &SnapshotName) -> Result<()> {
         let _inside = self.gate.enter()?;
-        Ok(self.drop_snapshot(name)?)
-    }
-
-    /// Without the gate: a stop that waits at it for this would wait for ever, since it unmounts what this serves.
-    fn drop_snapshot(&self, name: &SnapshotName) -> pageserver::Result<()> {
-        self.locks.with(&name.branch, || {
-            if self.table.dir_of(&ViewName::Snapshot(name.clone())).is_some() {
-                return Err(pageserver::Error::Busy { name: name.to_string() });
-            }
-            let layer = self.store.snapshot(name)?.layer;
-            self.table.release_snapshot(&name.branch, layer);
-            self.store.destroy_snapshot(name)?;
-            tracing::info!("snapshot {name} destroyed");
-            Ok(())
-        })
+        let layer = self.store.snapshot(name)?.layer;
+        self.table.release_snapshot(&name.branch, layer);
+        self.store.destroy_snapshot(name)?;
+        tracing::info!("snapshot {name} destroyed");
+        Ok(())
     }
 }
 
-/// The snapshots of one branch for its mount. The mount belongs to the service, so it holds it weakly.
+/// The snapshots of one branch for its mount. It passes no gate: a stop closes that while it unmounts what this serves.
 pub struct Hidden {
-    service: Weak<Service>,
     store: Arc<Store>,
     branch: BranchName,
 }
 
 impl Hidden {
-    pub fn new(service: &Arc<Service>, branch: &BranchName) -> Hidden {
-        Hidden {
-            service: Arc::downgrade(service),
-            store: service.store.clone(),
-            branch: branch.clone(),
-        }
+    pub fn new(store: &Arc<Store>, branch: &BranchName) -> Hidden {
+        let (store, branch) = (store.clone(), branch.clone());
+        Hidden { store, branch }
     }
 
     fn named(&self, tag: &Tag) -> SnapshotName {
@@ -86,14 +72,16 @@ impl Snapshots for Hidden {
     }
 
     fn take(&self, tag: &Tag, now: Time) -> pageserver::Result<SnapshotInfo> {
-        self.store.create_snapshot(&self.named(tag), now)
+        let name = self.named(tag);
+        let taken = self.store.create_snapshot(&name, now)?;
+        tracing::info!("snapshot {name} taken through its mount");
+        Ok(taken)
     }
 
     fn destroy(&self, tag: &Tag) -> pageserver::Result<()> {
         let name = self.named(tag);
-        match self.service.upgrade() {
-            Some(service) => service.drop_snapshot(&name),
-            None => Err(pageserver::Error::Busy { name: name.to_string() }),
-        }
+        self.store.destroy_snapshot(&name)?;
+        tracing::info!("snapshot {name} destroyed through its mount");
+        Ok(())
     }
 }

@@ -132,19 +132,15 @@ impl Table {
         Ok(entry.place.view.clone())
     }
 
-    /// Where the branch's head is mounted.
+    /// Where the branch's head is mounted, or about to be.
     pub fn head_of(&self, branch: &BranchName) -> Option<PathBuf> {
-        self.dir_of(&ViewName::Head(branch.clone()))
-    }
-
-    /// Where the view is mounted, or about to be.
-    pub fn dir_of(&self, view: &ViewName) -> Option<PathBuf> {
+        let view = ViewName::Head(branch.clone());
         let inner = self.inner();
-        let shown = inner
+        let head = inner
             .entries
             .iter()
-            .find(|entry| entry.place.view == *view && !entry.is_missing());
-        shown.map(|entry| entry.place.dir.clone())
+            .find(|entry| entry.place.view == view && !entry.is_missing());
+        head.map(|entry| entry.place.dir.clone())
     }
 
     /// Has the branch's mount let go of a snapshot that somebody looked into.

@@ -208,7 +208,7 @@ fn an_init_whose_service_is_killed_leaves_nothing() {
     kill(child, Signal::SIGKILL).expect("killed");
     let output = client.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(5), "{output:?}");
-    assert!(!sandbox.store().exists());
+    assert!(!sandbox.store().exists(), "{output:?}");
 }
 
 /// A stand-in for initdb that says when it runs.

@@ -66,6 +66,8 @@ need_postgres() { need postgresql postgresql-contrib; }
 need_fuse() {
     need fuse3
     [ -e /dev/fuse ] || as_root modprobe fuse || fail "/dev/fuse is missing" "this kernel has no FUSE"
+    # What udev does where it runs.
+    [ -w /dev/fuse ] || as_root chmod 666 /dev/fuse
 }
 
 # Builds the release binary; prints its path.
@@ -103,10 +105,11 @@ postgres_dir() {
     chmod 700 "$1"
 }
 
-# start_server BIN DATA SOCKETS [OPTIONS]: the server's log stands in the directory of its socket.
+# start_server BIN DATA SOCKETS [OPTIONS]: the server's log stands in the directory of its socket. It may outlive the
+# script, so it gets no descriptor of it.
 start_server() {
     as_postgres "$1/pg_ctl" start -D "$2" -w -t 120 -s -l "$3/server.log" \
-        -o "-c unix_socket_directories=$3 -c listen_addresses='' ${4:-}"
+        -o "-c unix_socket_directories=$3 -c listen_addresses='' ${4:-}" 3>&-
 }
 
 # stop_server BIN DATA MODE
@@ -129,11 +132,11 @@ remove_scratch() {
     local dir=$1 zenith=${2:-} mount store servers
     mapfile -t servers < <(servers_below "$dir")
     if [ ${#servers[@]} -gt 0 ]; then as_postgres kill -QUIT "${servers[@]}" 2>/dev/null || true; fi
+    for store in "$dir"/store*; do
+        if [ -n "$zenith" ] && [ -d "$store" ]; then ZENITH_DIR=$store "$zenith" stop --force >/dev/null || true; fi
+    done
     for mount in $(mounts_below "$dir"); do
         umount "$mount" 2>/dev/null || umount -l "$mount" 2>/dev/null || fusermount3 -uz "$mount" || say "still mounted: $mount"
-    done
-    for store in "$dir"/store*; do
-        if [ -n "$zenith" ] && [ -d "$store" ]; then ZENITH_DIR=$store "$zenith" stop --force >/dev/null 2>&1 || true; fi
     done
     if [ -z "$(mounts_below "$dir")" ]; then rm -rf "$dir"; fi
 }

@@ -2,7 +2,7 @@
 
 Every workload runs on every side in every round, the sides directly after one another and in an order that
 rotates from round to round, so that a machine that drifts drifts for all. A ratio is always taken within
-one round: this side's rate divided by the plain side's.
+one round: this side's rate divided by the plain side's. After a failure scripts/bench clears everything away.
 """
 
 import argparse
@@ -36,21 +36,20 @@ def arguments():
 
 
 def measure_ratios(options, chosen, size):
-    kinds = [Plain, Zenith, *(OPTIONAL_SIDES[name] for name in options.extra)]
     sides = []
-    try:
-        for kind in kinds:
-            report.progress(f"preparing {kind.name}: pgbench scale {size.scale}")
-            sides.append(kind(options))
-            sides[-1].fill(size.scale)
-        return run_rounds(sides, chosen, options.rounds, size)
-    finally:
-        for side in sides:
-            side.close()
+    for kind in [Plain, Zenith, *(OPTIONAL_SIDES[name] for name in options.extra)]:
+        report.progress(f"preparing {kind.name}: pgbench scale {size.scale}")
+        sides.append(kind(options))
+        sides[-1].fill(size.scale)
+    samples = run_rounds(sides, chosen, options.rounds, size)
+    for side in sides:
+        side.close()
+    return samples
 
 
 def main():
     options = arguments()
+    machine.warn_if_busy()
     wanted = options.only or [*WORKLOADS, *claims.CLAIMS]
     size = Size.quick() if options.quick else Size.full()
     chosen = [name for name in WORKLOADS if name in wanted]
@@ -68,3 +67,5 @@ try:
     main()
 except machine.Failed as failed:
     sys.exit(f"error: {failed}")
+except KeyboardInterrupt:
+    sys.exit(130)

@@ -141,10 +141,8 @@ def measure(claim, options, size):
     prepare, costs = CLAIMS[claim]
     progress(f"preparing {claim}")
     side = Zenith(options, claim)
-    try:
-        prepare(side, size)
-        answers = costs(claim, side, size)
-    finally:
-        side.close()
+    prepare(side, size)
+    answers = costs(claim, side, size)
+    side.close()
     shutil.rmtree(side.store)
     return [asdict(answer) for answer in answers]

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -82,9 +83,16 @@ def resident_bytes(pid):
     return int(re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1]) * 1024
 
 
+def warn_if_busy():
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"warning: the machine is busy with something else (load {load:.1f}): the figures will scatter", file=sys.stderr)
+
+
 def describe(options):
     """What a reader must know to judge the figures."""
     return {
+        "load_before": os.getloadavg()[0],
         "kernel": platform.release(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

@@ -20,6 +20,7 @@ class Size:
 
     scale: int  # pgbench: 100,000 rows, 15 MiB, each
     seconds: int  # of one pgbench run
+    snapshot_every: int  # seconds, in the workload with snapshots
     bulk_rows: int  # of a bulk load, 130 bytes each
     snapshots: int  # how many snapshots a latency is taken from
     claim_scale: dict  # pgbench scale of each claim about sizes
@@ -27,11 +28,11 @@ class Size:
 
     @staticmethod
     def full():
-        return Size(100, 20, 4_000_000, 200, {"1GiB": 70, "10GiB": 700, "files": 10}, 100_000)
+        return Size(100, 20, 5, 4_000_000, 200, {"1GiB": 70, "10GiB": 700, "files": 10}, 100_000)
 
     @staticmethod
     def quick():
-        return Size(25, 5, 1_000_000, 100, {"1GiB": 7, "10GiB": 70, "files": 10}, 10_000)
+        return Size(25, 5, 1, 1_000_000, 100, {"1GiB": 7, "10GiB": 70, "files": 10}, 10_000)
 
 
 @dataclass
@@ -68,7 +69,7 @@ def tpcb(side, size, clients):
 
 
 def tpcb_with_snapshots(side, size):
-    with snapshots_every(5, side):
+    with snapshots_every(size.snapshot_every, side):
         return tpcb(side, size, 8)
 
 

@@ -3,10 +3,6 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, Generation, INodeNo, RenameFlags, TimeOrNow};
-use libc::{
-    FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG,
-    S_IFSOCK,
-};
 use nix::errno::Errno;
 use pageserver::{Attr, BLOCK, Fallocate, FsResult, Kind, NewKind, Rename, Seek, Time};
 
@@ -17,6 +13,14 @@ pub const GENERATION: Generation = Generation(0);
 
 /// So long that nobody sees the end of it.
 pub const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// What kind of node a mode stands for.
+const TYPE: u32 = 0o170000;
+const FIFO: u32 = 0o010000;
+const CHARACTER_DEVICE: u32 = 0o020000;
+const BLOCK_DEVICE: u32 = 0o060000;
+const REGULAR: u32 = 0o100000;
+const SOCKET: u32 = 0o140000;
 
 /// A `stat` block has 512 bytes, whatever the file system's are.
 const STAT_BLOCK: u64 = 512;
@@ -94,15 +98,16 @@ pub fn file_type(kind: Kind) -> FileType {
 
 /// What mknod(2) is to make. Device nodes are refused as if the caller had no right to them.
 pub fn new_kind(mode: u32) -> FsResult<NewKind> {
-    match mode & S_IFMT {
-        0 | S_IFREG => Ok(NewKind::File),
-        S_IFIFO => Ok(NewKind::Fifo),
-        S_IFSOCK => Ok(NewKind::Socket),
-        S_IFCHR | S_IFBLK => Err(Errno::EPERM),
+    match mode & TYPE {
+        0 | REGULAR => Ok(NewKind::File),
+        FIFO => Ok(NewKind::Fifo),
+        SOCKET => Ok(NewKind::Socket),
+        CHARACTER_DEVICE | BLOCK_DEVICE => Err(Errno::EPERM),
         _ => Err(Errno::EINVAL),
     }
 }
 
+#[cfg(target_os = "linux")]
 pub fn rename(flags: RenameFlags) -> FsResult<Rename> {
     match flags {
         RenameFlags::RENAME_NOREPLACE => Ok(Rename::NoReplace),
@@ -112,7 +117,18 @@ pub fn rename(flags: RenameFlags) -> FsResult<Rename> {
     }
 }
 
+#[cfg(not(target_os = "linux"))]
+pub fn rename(flags: RenameFlags) -> FsResult<Rename> {
+    if flags.is_empty() {
+        Ok(Rename::Replace)
+    } else {
+        Err(Errno::EINVAL)
+    }
+}
+
+#[cfg(target_os = "linux")]
 pub fn fallocate(mode: i32) -> FsResult<Fallocate> {
+    use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
     const PUNCH: i32 = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
     const ZERO_KEEP: i32 = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
     match mode {
@@ -123,6 +139,11 @@ pub fn fallocate(mode: i32) -> FsResult<Fallocate> {
         ZERO_KEEP => Ok(Fallocate::ZeroRange { keep_size: true }),
         _ => Err(Errno::EOPNOTSUPP),
     }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn fallocate(_mode: i32) -> FsResult<Fallocate> {
+    Err(Errno::EOPNOTSUPP)
 }
 
 pub fn seek(whence: i32) -> FsResult<Seek> {
@@ -212,11 +233,12 @@ mod tests {
 
     #[test]
     fn device_nodes_are_refused() {
-        assert_eq!(new_kind(S_IFCHR | 0o600), Err(Errno::EPERM));
-        assert_eq!(new_kind(S_IFBLK | 0o600), Err(Errno::EPERM));
-        assert_eq!(new_kind(S_IFIFO | 0o600), Ok(NewKind::Fifo));
+        assert_eq!(new_kind(CHARACTER_DEVICE | 0o600), Err(Errno::EPERM));
+        assert_eq!(new_kind(BLOCK_DEVICE | 0o600), Err(Errno::EPERM));
+        assert_eq!(new_kind(FIFO | 0o600), Ok(NewKind::Fifo));
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_whiteout_and_a_collapse_are_refused() {
         assert_eq!(rename(RenameFlags::RENAME_WHITEOUT), Err(Errno::EINVAL));

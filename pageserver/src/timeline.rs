@@ -27,6 +27,7 @@ use crate::names::BranchName;
 use crate::namespace::ops::{self, Outcome, Place};
 use crate::namespace::{Change, Inode, Namespace, PartRef, codec};
 use crate::shared::Shared;
+use crate::sync_point::is_disk_failure;
 use crate::types::*;
 use crate::view::View;
 use crate::write::Target;
@@ -317,7 +318,7 @@ impl Timeline {
         if self.shared.disk.has_too_many_open() && !self.is_poisoned() {
             if let Err(e) = head.layer.sync() {
                 self.failed("sync before closing", Ino::ROOT, &e);
-                self.poison();
+                self.poison_after(&e);
             }
             self.view.files.evict();
         }
@@ -332,7 +333,7 @@ impl Timeline {
         }
         let data = self.view.files.get(ino).map_or(Ok(()), |file| file.sync());
         data.and_then(|()| self.shared.db.sync()).map_err(|e| {
-            self.poison();
+            self.poison_after(&e);
             self.failed("sync", ino, &e)
         })
     }
@@ -342,7 +343,7 @@ impl Timeline {
         let layer = self.head().layer.clone();
         self.sync_layer(&layer)?;
         self.shared.db.sync().map_err(|e| {
-            self.poison();
+            self.poison_after(&e);
             Error::io("sync the store's database")(e)
         })
     }
@@ -351,7 +352,7 @@ impl Timeline {
     pub(crate) fn sync_layer(&self, layer: &Layer) -> Result<()> {
         self.check_poisoned()?;
         layer.sync().map_err(|e| {
-            self.poison();
+            self.poison_after(&e);
             Error::io(format!("sync layer {}", layer.id))(e)
         })
     }
@@ -369,8 +370,9 @@ impl Timeline {
         }
     }
 
-    fn poison(&self) {
-        if !self.poisoned.swap(true, Ordering::AcqRel) {
+    /// Takes no sync for true any more, after an error that can mean that bytes were lost.
+    fn poison_after(&self, error: &io::Error) {
+        if is_disk_failure(error) && !self.poisoned.swap(true, Ordering::AcqRel) {
             tracing::error!(branch = %self.name, "a write to disk failed: every sync fails until the branch is mounted anew");
         }
     }
@@ -378,7 +380,7 @@ impl Timeline {
     fn failed(&self, what: &str, ino: Ino, error: &io::Error) -> Errno {
         let errno = self.view.failed(what, ino, error);
         if errno == Errno::EIO {
-            self.poison();
+            self.poison_after(error);
         }
         errno
     }

@@ -217,6 +217,17 @@ fn a_read_of_many_files_keeps_few_open() {
 }
 
 #[test]
+fn blocks_of_a_file_that_is_gone_go_when_that_is_durable() {
+    let bench = Bench::new("gone");
+    let ino = bench.file("a", 8192);
+    bench.timeline.unlink(Ino::ROOT, OsStr::new("a"), NOW).expect("unlink");
+    let (_, calls) = bench.calls(|| bench.timeline.forget(ino));
+    assert_eq!(calls, HashMap::new());
+    let (_, calls) = bench.calls(|| bench.store.tidy());
+    assert_eq!(calls, HashMap::from([(Call::Remove, 1)]));
+}
+
+#[test]
 fn a_full_disk_is_told_and_costs_nothing_that_was_there() {
     let bench = Bench::new("full");
     let ino = bench.file("a", 8192);

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use crate::sandbox::{Sandbox, assert_refused, sync};
+use crate::sandbox::{Sandbox, assert_refused, sync, until};
 
 #[test]
 fn what_does_not_exist_is_named() {
@@ -270,8 +270,10 @@ fn on_a_full_disk_commands_fail_and_nothing_is_lost() {
     sandbox.ok(&["status"]);
     assert_eq!(fs::read_to_string(sandbox.path("m/kept")).expect("readable"), "kept");
     fs::remove_file(sandbox.path("m/big")).expect("removed");
-    sync(&sandbox.path("m"));
-    sandbox.ok(&["snapshot", "create", "main@after"]);
+    let snapshot = || sandbox.run(&["snapshot", "create", "main@after"]);
+    until("the kernel has let go of the file, and there is space again", || {
+        snapshot().status.success()
+    });
     sandbox.ok(&["stop"]);
     sandbox.ok(&["start"]);
     assert_eq!(fs::read_to_string(sandbox.path("m/kept")).expect("readable"), "kept");

@@ -196,9 +196,7 @@ fn a_cluster_whose_service_is_killed_is_taken_away() {
     let mut client = sandbox.spawn(&["init", "--pg-bin", initdb.dir()]);
     let child = initdb.begun();
     client.kill().and_then(|()| client.wait()).expect("killed");
-    let unfinished = fs::read_to_string(sandbox.store().join("mounts.json")).expect("readable");
-    let unfinished: serde_json::Value = serde_json::from_str(&unfinished).expect("JSON");
-    let dir = PathBuf::from(unfinished["unfinished"][0]["dir"].as_str().expect("a directory"));
+    let dir = sandbox.unfinished().expect("a directory");
     assert!(dir.exists());
     sandbox.kill_9();
     kill(child, Signal::SIGKILL).expect("killed");

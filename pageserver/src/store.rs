@@ -76,15 +76,13 @@ impl Store {
     /// Makes a new store in `dir`, which is made too or must be empty. Refuses filesystems that can't hold one;
     /// returns what the user must know of one that can.
     pub fn create(dir: &Path, disk: Disk) -> Result<Option<String>> {
-        if dir.join(FORMAT_FILE).exists() {
-            return Err(Error::StoreExists { path: dir.into() });
-        }
         let failed = |what: &str| format!("{what} {}", dir.display());
         let existed = dir.exists();
         disk.make_dir(dir).map_err(Error::io(failed("make")))?;
-        if !disk.list(dir).map_err(Error::io(failed("list")))?.is_empty() {
-            return Err(Error::NotEmpty { path: dir.into() });
-        }
+        refuse_filled(dir, &disk)?;
+        // Two at once: one makes it, the other is told.
+        let _lock = lock(dir)?;
+        refuse_filled(dir, &disk)?;
         fill(dir, &disk).inspect_err(|_| {
             // Half a store is none; what can't be removed now is refused as "not empty" later.
             let _ = disk.remove_dir(dir);
@@ -368,6 +366,18 @@ fn root_dir((uid, gid): (u32, u32), now: Time) -> Result<Change> {
     };
     let inode = new_inode(node, Ino::ROOT, now).map_err(|e| Error::io("make the root directory")(e.into()))?;
     Ok(Change::SetInode(Ino::ROOT, inode))
+}
+
+/// Refuses a directory that holds anything but a lock.
+fn refuse_filled(dir: &Path, disk: &Disk) -> Result<()> {
+    if dir.join(FORMAT_FILE).exists() {
+        return Err(Error::StoreExists { path: dir.into() });
+    }
+    let names = disk.list(dir).map_err(Error::io(format!("list {}", dir.display())))?;
+    match names.iter().all(|name| name == LOCK_FILE) {
+        true => Ok(()),
+        false => Err(Error::NotEmpty { path: dir.into() }),
+    }
 }
 
 /// Makes the parts of a store; the format file comes last, and makes it one.

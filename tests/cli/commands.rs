@@ -1,10 +1,11 @@
 //! The commands as a user meets them: what they do, what they print, and that each undoes or finishes what it began.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output};
 
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{User, geteuid};
 
 use crate::sandbox::{Sandbox, assert_refused, sync, text};
@@ -21,8 +22,19 @@ fn init_makes_a_cluster_with_checksums_that_belongs_to_the_user_of_the_server() 
     let owner = if geteuid().is_root() { server.uid } else { geteuid() };
     assert_eq!((root.uid(), root.mode() & 0o7777), (owner.as_raw(), 0o700));
     assert!(fs::exists(sandbox.path("pg/PG_VERSION")).expect("readable"));
-    let control = fs::read(sandbox.path("pg/global/pg_control")).expect("readable");
-    assert_eq!(control.len(), 8192);
+    let script = "\"$(pg_config --bindir)/pg_controldata\" \"$0\"";
+    let control = Command::new("sh")
+        .args(["-c", script])
+        .arg(sandbox.path("pg"))
+        .output()
+        .expect("it runs");
+    let control = text(&control.stdout);
+    assert!(
+        control
+            .lines()
+            .any(|line| line.starts_with("Data page checksum version:") && line.ends_with('1')),
+        "{control}"
+    );
     let conf = fs::read_to_string(sandbox.path("pg/pg_hba.conf")).expect("readable");
     assert!(
         !conf
@@ -33,7 +45,22 @@ fn init_makes_a_cluster_with_checksums_that_belongs_to_the_user_of_the_server() 
     assert_eq!(sandbox.mount_points().len(), 1);
     let snapshot = sandbox.json(&["snapshot", "create", "main@fresh"]);
     assert_eq!(snapshot["postgres"]["running"], false);
-    assert_eq!(fs::metadata(sandbox.store()).expect("there").mode() & 0o777, 0o700);
+}
+
+#[test]
+fn what_is_in_a_store_is_its_owners_alone_also_where_the_directory_is_open_to_all() {
+    let sandbox = Sandbox::bare("private");
+    umask(Mode::from_bits_truncate(0o022));
+    fs::create_dir(sandbox.store()).expect("made");
+    fs::set_permissions(sandbox.store(), fs::Permissions::from_mode(0o755)).expect("open to all");
+    sandbox.ok(&["init", "--empty"]);
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    let entries: Vec<_> = fs::read_dir(sandbox.store()).expect("readable").flatten().collect();
+    assert!(entries.len() > 6, "{entries:?}");
+    for entry in entries {
+        let mode = entry.metadata().expect("there").mode();
+        assert_eq!(mode & 0o077, 0, "{entry:?} has mode {mode:o}");
+    }
 }
 
 #[test]

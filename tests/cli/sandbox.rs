@@ -127,6 +127,13 @@ impl Sandbox {
         lives.then(|| Pid::from_raw(pid))
     }
 
+    /// Where a killed service had mounted the cluster it was making.
+    pub fn unfinished(&self) -> Option<PathBuf> {
+        let text = fs::read_to_string(self.store().join("mounts.json")).ok()?;
+        let remembered: serde_json::Value = serde_json::from_str(&text).ok()?;
+        Some(PathBuf::from(remembered["unfinished"][0]["dir"].as_str()?))
+    }
+
     /// What is mounted below the test's directory, the latest first.
     pub fn mount_points(&self) -> Vec<PathBuf> {
         let info = fs::read_to_string("/proc/self/mountinfo").expect("the list of mounts");
@@ -143,7 +150,7 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         self.kill_9();
-        for dir in self.mount_points() {
+        for dir in self.unfinished().into_iter().chain(self.mount_points()) {
             if let Err(error) = detach(&dir) {
                 eprintln!("{} stays mounted: {error}", dir.display());
                 return;

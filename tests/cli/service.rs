@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -73,12 +74,19 @@ fn a_stop_is_refused_while_a_mount_is_in_use_and_then_changes_nothing() {
 fn what_a_forced_stop_finds_unwritten_is_kept() {
     let sandbox = Sandbox::new("force");
     sandbox.ok(&["mount", "main", "m", "--create"]);
-    let _open = File::open(sandbox.path("m")).expect("opened");
-    fs::write(sandbox.path("m/file"), "only in the kernel's cache").expect("written");
+    // Nobody closes the file, not even a copy of its descriptor: the kernel would write it out at once.
+    let script = "exec >m/file; printf 'only in the kernel'; exec sleep 60";
+    let mut writer = Command::new("sh")
+        .args(["-c", script])
+        .current_dir(sandbox.path(""))
+        .spawn()
+        .expect("it runs");
+    let file = sandbox.path("m/file");
+    until("it is written", || fs::metadata(&file).is_ok_and(|file| file.len() > 0));
     sandbox.ok(&["stop", "--force"]);
     sandbox.ok(&["start"]);
-    let kept = fs::read_to_string(sandbox.path("m/file")).expect("readable");
-    assert_eq!(kept, "only in the kernel's cache");
+    assert_eq!(fs::read_to_string(&file).expect("readable"), "only in the kernel");
+    writer.kill().and_then(|()| writer.wait()).expect("ended");
 }
 
 #[test]
@@ -188,9 +196,7 @@ fn a_cluster_whose_service_is_killed_is_taken_away() {
     let mut client = sandbox.spawn(&["init", "--pg-bin", initdb.dir()]);
     let child = initdb.begun();
     client.kill().and_then(|()| client.wait()).expect("killed");
-    let unfinished = fs::read_to_string(sandbox.store().join("mounts.json")).expect("readable");
-    let unfinished: serde_json::Value = serde_json::from_str(&unfinished).expect("JSON");
-    let dir = PathBuf::from(unfinished["unfinished"][0]["dir"].as_str().expect("a directory"));
+    let dir = sandbox.unfinished().expect("a directory");
     assert!(dir.exists());
     sandbox.kill_9();
     kill(child, Signal::SIGKILL).expect("killed");

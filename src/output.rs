@@ -130,6 +130,7 @@ impl Show for Mount {
         let dir = self.dir.display();
         match (&self.error, self.writable) {
             (Some(error), _) => format!("{} is NOT mounted on {dir}: {error}", self.view),
+            (None, true) if self.new_branch => format!("the new branch {} is mounted on {dir}", self.view),
             (None, true) => format!("{} is mounted on {dir}", self.view),
             (None, false) => format!("{} is mounted on {dir}, read-only", self.view),
         }

@@ -79,7 +79,9 @@ impl Error {
             Error::NoSnapshot { known, .. } => Some(known_names("snapshots", known)),
             Error::BranchExists { .. } | Error::SnapshotExists { .. } => Some("take another name".into()),
             Error::Busy { .. } => Some("`zenith status` shows where it is mounted; unmount it first".into()),
-            Error::Needed { dependents, .. } => dependents.first().map(|first| format!("destroy {first} first")),
+            Error::Needed { dependents, .. } => dependents
+                .first()
+                .map(|first| format!("delete {first} first (`zenith branch -d`)")),
             Error::Damaged { .. } => Some("keep the store as it is and look into the service's log".into()),
             Error::Poisoned { .. } => {
                 Some("look into the service's log, mend the disk, then unmount and mount the branch again".into())

@@ -173,8 +173,11 @@ impl Layer {
     pub fn sync(&self) -> io::Result<()> {
         let taken = std::mem::take(&mut *self.unsynced());
         let backings: Vec<Arc<Backing>> = taken.into_values().collect();
-        self.sync_backings(&backings)?;
-        self.sync_names()
+        let synced = self.sync_backings(&backings).and_then(|()| self.sync_names());
+        if synced.is_err() {
+            backings.iter().for_each(Backing::list);
+        }
+        synced
     }
 
     fn sync_backings(&self, backings: &[Arc<Backing>]) -> io::Result<()> {
@@ -230,6 +233,11 @@ impl Backing {
     /// Notes that bytes, size or floor were changed.
     pub fn changed(self: &Arc<Backing>) {
         self.data.changed();
+        self.list();
+    }
+
+    /// Has the layer sync this file with the next of its syncs.
+    fn list(self: &Arc<Backing>) {
         if !self.listed.swap(true, Ordering::AcqRel) {
             self.layer.unsynced().insert(self.ino, self.clone());
         }

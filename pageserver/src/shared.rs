@@ -3,19 +3,23 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rocksdb::WriteBatch;
 
 use crate::db::{CATALOG, Db};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::layer::Layer;
 use crate::namespace::Namespace;
 use crate::types::{Ino, LayerId};
 
 /// Inode numbers taken from the database at once.
 const INO_LEASE: u64 = 4096;
 const INO_KEY: &[u8] = b"counter/ino";
+
+/// Files that are gone and still have their blocks.
+const DOOMED_MAX: usize = 256;
 
 /// Sealed namespaces kept in memory. They share all they have in common.
 const NAMESPACES_MAX: usize = 256;
@@ -26,6 +30,7 @@ pub struct Shared {
     pub layers_dir: PathBuf,
     inos: Mutex<Lease>,
     namespaces: Mutex<VecDeque<(LayerId, Namespace)>>,
+    doomed: Mutex<Vec<(Arc<Layer>, Ino)>>,
 }
 
 /// Inode numbers from `next` up to `end` are ours to give.
@@ -48,6 +53,7 @@ impl Shared {
             layers_dir,
             inos: Mutex::new(Lease { next, end: next }),
             namespaces: Mutex::default(),
+            doomed: Mutex::default(),
         })
     }
 
@@ -80,5 +86,39 @@ impl Shared {
             namespaces.pop_front();
         }
         namespaces.push_back((layer, ns));
+    }
+
+    /// Has the blocks of a file that is gone removed, with the next [`Shared::tidy`].
+    pub fn doom(&self, layer: Arc<Layer>, ino: Ino) {
+        let mut doomed = self.doomed();
+        doomed.push((layer, ino));
+        let many = doomed.len() >= DOOMED_MAX;
+        drop(doomed);
+        if many {
+            self.tidy();
+        }
+    }
+
+    /// Removes the blocks of files that are gone. Not before it is durable that they are gone: after a power cut a name
+    /// that came back must find its blocks.
+    pub fn tidy(&self) {
+        let doomed = std::mem::take(&mut *self.doomed());
+        if doomed.is_empty() {
+            return;
+        }
+        if let Err(error) = self.db.sync() {
+            tracing::error!(%error, "the database can't be synced: the blocks of {} files that are gone stay", doomed.len());
+            self.doomed().extend(doomed);
+            return;
+        }
+        for (layer, ino) in doomed {
+            if let Err(error) = layer.remove(ino) {
+                tracing::error!(layer = %layer.id, %ino, %error, "the blocks of a file that is gone can't be removed");
+            }
+        }
+    }
+
+    fn doomed(&self) -> MutexGuard<'_, Vec<(Arc<Layer>, Ino)>> {
+        self.doomed.lock().unwrap_or_else(|e| e.into_inner())
     }
 }

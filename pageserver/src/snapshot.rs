@@ -77,23 +77,18 @@ impl Store {
     /// put a name on it. An unchanged head leaves the layer below it.
     pub(crate) fn seal_branch(&self, name: &BranchName, now: Time) -> Result<SnapshotRecord> {
         let timeline = self.timeline(name)?;
-        timeline.check_poisoned()?;
         let mut catalog = self.catalog();
         let (_, record) = catalog.timeline(name)?;
         let record = record.clone();
         let parent = catalog.layer(record.head)?.parent;
-        if let (Some(layer), true) = (parent, timeline.is_unchanged()) {
-            return Ok(SnapshotRecord {
-                layer,
-                created: now,
-                postgres: postgres_in(timeline.view()),
-            });
-        }
-        let (sealed, postgres) = self.swap_heads(&timeline, &mut catalog, record)?;
+        let (layer, postgres) = match parent {
+            Some(parent) if timeline.is_unchanged() => (parent, postgres_in(timeline.view())),
+            _ => self.swap_heads(&timeline, &mut catalog, record)?,
+        };
         drop(catalog);
-        timeline.sync_layer(&sealed)?;
+        timeline.sync_sealed()?;
         Ok(SnapshotRecord {
-            layer: sealed.id,
+            layer,
             created: now,
             postgres,
         })
@@ -104,7 +99,7 @@ impl Store {
         timeline: &Timeline,
         catalog: &mut Catalog,
         mut record: TimelineRecord,
-    ) -> Result<(Arc<Layer>, Option<PgInfo>)> {
+    ) -> Result<(LayerId, Option<PgInfo>)> {
         let next = LayerId(catalog.next_number());
         let layer = Layer::create(&self.shared.disk, &self.shared.layers_dir, next)?;
         let layer_record = LayerRecord::new(Some(record.head), timeline.id);

@@ -263,6 +263,11 @@ impl Store {
         Ok(timeline)
     }
 
+    /// Frees what files that are gone have left; to be called every now and then.
+    pub fn tidy(&self) {
+        self.shared.tidy();
+    }
+
     pub(crate) fn is_open(&self, id: TimelineId) -> bool {
         let timelines = self.timelines.lock().unwrap_or_else(|e| e.into_inner());
         timelines.get(&id).is_some_and(|timeline| timeline.strong_count() > 0)

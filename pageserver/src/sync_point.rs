@@ -48,7 +48,7 @@ impl SyncPoint {
         match flush() {
             Ok(()) => self.durable_up_to(covered),
             Err(e) => {
-                self.failed.store(true, Ordering::Release);
+                self.failed.fetch_or(is_disk_failure(&e), Ordering::AcqRel);
                 return Err(e);
             }
         }
@@ -66,6 +66,11 @@ impl SyncPoint {
         }
         Ok(())
     }
+}
+
+/// Whether an error can mean that bytes were lost; not where the process merely ran out of descriptors before it began.
+pub fn is_disk_failure(error: &io::Error) -> bool {
+    !matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 #[cfg(test)]
@@ -92,6 +97,16 @@ mod tests {
             })
             .expect("flushed");
         assert!(!point.is_durable());
+    }
+
+    #[test]
+    fn a_flush_that_never_began_may_be_tried_again() {
+        let point = SyncPoint::default();
+        point.changed();
+        assert!(point.sync(|| Err(io::Error::from_raw_os_error(libc::EMFILE))).is_err());
+        assert!(!point.is_durable());
+        point.sync(|| Ok(())).expect("tried again");
+        assert!(point.is_durable());
     }
 
     #[test]

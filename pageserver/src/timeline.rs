@@ -27,6 +27,7 @@ use crate::names::BranchName;
 use crate::namespace::ops::{self, Outcome, Place};
 use crate::namespace::{Change, Inode, Namespace, PartRef, codec};
 use crate::shared::Shared;
+use crate::sync_point::is_disk_failure;
 use crate::types::*;
 use crate::view::View;
 use crate::write::Target;
@@ -40,6 +41,8 @@ pub struct Timeline {
     view: View,
     /// The epoch lock.
     head: RwLock<Head>,
+    /// Sealed layers that are not known to be durable.
+    sealing: Mutex<Vec<Arc<Layer>>>,
     /// A write or a sync failed: nothing is durable any more until the timeline is loaded again.
     poisoned: AtomicBool,
 }
@@ -94,6 +97,7 @@ impl Timeline {
                 changed: AtomicBool::new(loaded.changed),
                 touched: Mutex::default(),
             }),
+            sealing: Mutex::default(),
             poisoned: AtomicBool::new(false),
         }
     }
@@ -317,7 +321,7 @@ impl Timeline {
         if self.shared.disk.has_too_many_open() && !self.is_poisoned() {
             if let Err(e) = head.layer.sync() {
                 self.failed("sync before closing", Ino::ROOT, &e);
-                self.poison();
+                self.poison_after(&e);
             }
             self.view.files.evict();
         }
@@ -332,28 +336,41 @@ impl Timeline {
         }
         let data = self.view.files.get(ino).map_or(Ok(()), |file| file.sync());
         data.and_then(|()| self.shared.db.sync()).map_err(|e| {
-            self.poison();
+            self.poison_after(&e);
             self.failed("sync", ino, &e)
         })
     }
 
     /// Makes everything durable, as an unmount does.
     pub fn sync_all(&self) -> Result<()> {
+        self.sync_sealed()?;
         let layer = self.head().layer.clone();
-        self.sync_layer(&layer)?;
-        self.shared.db.sync().map_err(|e| {
-            self.poison();
-            Error::io("sync the store's database")(e)
-        })
+        layer
+            .sync()
+            .and_then(|()| self.shared.db.sync())
+            .map_err(|e| self.sync_failed(&layer, e))?;
+        self.shared.tidy();
+        Ok(())
     }
 
-    /// Makes a layer's blocks durable; what the database knows of them is for the caller to sync.
-    pub(crate) fn sync_layer(&self, layer: &Layer) -> Result<()> {
+    /// Makes the blocks of all sealed layers durable; what the database knows of them is for the caller to sync.
+    pub(crate) fn sync_sealed(&self) -> Result<()> {
         self.check_poisoned()?;
-        layer.sync().map_err(|e| {
-            self.poison();
-            Error::io(format!("sync layer {}", layer.id))(e)
-        })
+        let sealing = self.sealing().clone();
+        for layer in &sealing {
+            layer.sync().map_err(|e| self.sync_failed(layer, e))?;
+            self.sealing().retain(|other| other.id != layer.id);
+        }
+        Ok(())
+    }
+
+    fn sync_failed(&self, layer: &Layer, error: io::Error) -> Error {
+        self.poison_after(&error);
+        Error::io(format!("sync layer {}", layer.id))(error)
+    }
+
+    fn sealing(&self) -> MutexGuard<'_, Vec<Arc<Layer>>> {
+        self.sealing.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn is_poisoned(&self) -> bool {
@@ -369,8 +386,9 @@ impl Timeline {
         }
     }
 
-    fn poison(&self) {
-        if !self.poisoned.swap(true, Ordering::AcqRel) {
+    /// Takes no sync for true any more, after an error that can mean that bytes were lost.
+    fn poison_after(&self, error: &io::Error) {
+        if is_disk_failure(error) && !self.poisoned.swap(true, Ordering::AcqRel) {
             tracing::error!(branch = %self.name, "a write to disk failed: every sync fails until the branch is mounted anew");
         }
     }
@@ -378,7 +396,7 @@ impl Timeline {
     fn failed(&self, what: &str, ino: Ino, error: &io::Error) -> Errno {
         let errno = self.view.failed(what, ino, error);
         if errno == Errno::EIO {
-            self.poison();
+            self.poison_after(error);
         }
         errno
     }
@@ -401,32 +419,29 @@ impl Timeline {
         if inode.nlink > 0 {
             return;
         }
-        let Ok(layer) = self.drop_inode(ino) else {
-            return;
-        };
+        let layer = self.drop_inode(ino);
         self.view.files.remove(ino);
-        // Freeing a big file takes long: a seal need not wait for it, the sealed namespace has the inode no more.
-        if inode.kind == Kind::File
-            && let Err(e) = layer.remove(ino)
-        {
-            self.view.failed("remove the blocks of", ino, &e);
+        if inode.kind == Kind::File {
+            self.shared.doom(layer, ino);
         }
     }
 
-    /// Returns the head's layer, in which the inode may have blocks.
-    fn drop_inode(&self, ino: Ino) -> FsResult<Arc<Layer>> {
+    /// Ends an inode, if the database can; else it ends when the timeline is loaded again. Returns the head's layer, in
+    /// which it may have blocks.
+    fn drop_inode(&self, ino: Ino) -> Arc<Layer> {
         let head = self.head();
-        let mut ns = self.view.ns_mut();
-        let Some(change) = ops::drop_orphan(&ns, ino) else {
-            return Err(Errno::EBUSY);
-        };
-        let mut batch = WriteBatch::default();
-        let changes = [change];
-        codec::put_changes(&self.shared.db, &mut batch, head.layer.id, &head.below, &changes);
-        self.shared.db.write(batch).map_err(|e| self.db_failed(&e))?;
-        changes.into_iter().for_each(|change| ns.apply(change));
         head.touched().remove(&ino);
-        Ok(head.layer.clone())
+        let mut ns = self.view.ns_mut();
+        if let Some(change) = ops::drop_orphan(&ns, ino) {
+            let mut batch = WriteBatch::default();
+            let changes = [change];
+            codec::put_changes(&self.shared.db, &mut batch, head.layer.id, &head.below, &changes);
+            match self.shared.db.write(batch) {
+                Ok(()) => changes.into_iter().for_each(|change| ns.apply(change)),
+                Err(e) => drop(self.db_failed(&e)),
+            }
+        }
+        head.layer.clone()
     }
 
     /// Whether nothing was changed since the last seal.
@@ -436,8 +451,8 @@ impl Timeline {
 
     /// Ends the head and puts `next` on top. `commit` makes that known to the database while no change is under way;
     /// what it returns is returned.
-    /// The sealed layer, which is returned, is not durable yet: see [`Timeline::sync_layer`].
-    pub(crate) fn seal<T>(&self, next: Arc<Layer>, commit: impl FnOnce() -> Result<T>) -> Result<(Arc<Layer>, T)> {
+    /// The sealed layer, whose number is returned, is not durable yet: see [`Timeline::sync_sealed`].
+    pub(crate) fn seal<T>(&self, next: Arc<Layer>, commit: impl FnOnce() -> Result<T>) -> Result<(LayerId, T)> {
         self.check_poisoned()?;
         let mut head = self.head.write().unwrap_or_else(|e| e.into_inner());
         self.fold(&head);
@@ -454,7 +469,9 @@ impl Timeline {
                 touched: Mutex::default(),
             },
         );
-        Ok((sealed.layer, committed))
+        let id = sealed.layer.id;
+        self.sealing().push(sealed.layer);
+        Ok((id, committed))
     }
 
     /// Tells the namespace what touched files have become.

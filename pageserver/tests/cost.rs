@@ -184,6 +184,50 @@ fn a_failed_sync_is_never_taken_back() {
 }
 
 #[test]
+fn running_out_of_descriptors_poisons_nothing() {
+    let bench = Bench::new("descriptors");
+    let ino = bench.file("a", 8192);
+    let failed = bench.failing(Call::SyncData, libc::EMFILE, || bench.timeline.fsync(ino));
+    assert_eq!(failed, Err(Errno::EMFILE));
+    assert!(
+        bench
+            .failing(Call::SyncData, libc::EMFILE, || bench.timeline.sync_all())
+            .is_err()
+    );
+    let (synced, calls) = bench.calls(|| bench.timeline.sync_all());
+    synced.expect("sync");
+    assert_eq!(calls.get(&Call::SyncData), Some(&1), "the file is still to be synced");
+    assert_eq!(bench.timeline.fsync(ino), Ok(()));
+}
+
+#[test]
+fn a_read_of_many_files_keeps_few_open() {
+    let bench = Bench::new("many");
+    let inos: Vec<Ino> = (0..1500).map(|i| bench.file(&format!("f{i}"), 100)).collect();
+    let sealed = bench.snapshot("s").expect("snapshot").layer;
+    let read_all = |view: &View| {
+        for ino in &inos {
+            assert_eq!(view.read(*ino, 0, &mut [0; 100]), Ok(100));
+        }
+    };
+    read_all(&bench.store.sealed_view(sealed).expect("view"));
+    read_all(bench.timeline.view());
+    let open = std::fs::read_dir("/proc/self/fd").expect("list descriptors").count();
+    assert!(open < 1000, "{open} descriptors are open");
+}
+
+#[test]
+fn blocks_of_a_file_that_is_gone_go_when_that_is_durable() {
+    let bench = Bench::new("gone");
+    let ino = bench.file("a", 8192);
+    bench.timeline.unlink(Ino::ROOT, OsStr::new("a"), NOW).expect("unlink");
+    let (_, calls) = bench.calls(|| bench.timeline.forget(ino));
+    assert_eq!(calls, HashMap::new());
+    let (_, calls) = bench.calls(|| bench.store.tidy());
+    assert_eq!(calls, HashMap::from([(Call::Remove, 1)]));
+}
+
+#[test]
 fn a_full_disk_is_told_and_costs_nothing_that_was_there() {
     let bench = Bench::new("full");
     let ino = bench.file("a", 8192);

@@ -142,7 +142,9 @@ impl Shell {
         let timeline = self.timeline(name)?;
         let (parent, leaf) = parent(timeline.view(), path)?;
         let gone = timeline.unlink(parent, OsStr::new(leaf), NOW);
-        shown(gone.map(|attr| timeline.forget(attr.ino)))
+        timeline.forget(gone.map_err(|e| e.to_string())?.ino);
+        self.store().tidy();
+        Ok(String::new())
     }
 
     fn with_view(&mut self, name: &str, show: impl FnOnce(&View) -> Output) -> Output {

@@ -18,6 +18,9 @@ pub struct Mount {
     pub view: ViewName,
     pub dir: PathBuf,
     pub writable: bool,
+    /// The branch was made for this mount just now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub new_branch: bool,
     /// Why a remembered mount isn't there.
     pub error: Option<String>,
 }

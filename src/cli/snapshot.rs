@@ -25,6 +25,7 @@ enum Action {
 /// from that as from a crash.
 #[derive(clap::Args)]
 struct Create {
+    /// The branch, and a tag that it doesn't have yet
     #[arg(value_name = "NAME@TAG")]
     name: SnapshotName,
 }
@@ -42,6 +43,7 @@ struct List {
 /// Refused while something depends on it.
 #[derive(clap::Args)]
 struct Destroy {
+    /// The snapshot
     #[arg(value_name = "NAME@TAG")]
     name: SnapshotName,
     #[command(flatten)]

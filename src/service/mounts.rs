@@ -58,10 +58,14 @@ impl Service {
         };
         let branch = view.branch().clone();
         let dir = new.dir.clone();
-        self.place(Place { view, dir }).inspect_err(|_| {
+        let mounted = self.place(Place { view, dir }).inspect_err(|_| {
             if made {
                 log_failure("delete the new branch", self.store.destroy_branch(&branch));
             }
+        })?;
+        Ok(api::Mount {
+            new_branch: made,
+            ..mounted
         })
     }
 

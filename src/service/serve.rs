@@ -17,6 +17,9 @@ use crate::error::{Error, Result};
 /// How long answers under way may take once the service is stopping.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How long the blocks of removed files may stay.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
+
 /// A service that has come up.
 pub struct Running {
     pub socket: Socket,
@@ -50,6 +53,7 @@ async fn serve(listener: StdListener, service: Arc<Service>) -> Result<()> {
         let signals = signal(kind).map_err(Error::io("listen for signals"))?;
         tokio::spawn(stop_on(signals, service.clone()));
     }
+    tokio::spawn(tidy(service.clone()));
     let stopped = service.stopped.subscribe();
     let late = until(stopped.clone(), GRACE);
     let server = axum::serve(listener, api::router(service)).with_graceful_shutdown(until(stopped, Duration::ZERO));
@@ -58,6 +62,22 @@ async fn serve(listener: StdListener, service: Arc<Service>) -> Result<()> {
         () = late => {
             tracing::warn!("a client was still there after {GRACE:?}");
             Ok(())
+        }
+    }
+}
+
+/// Frees space while nobody waits for it.
+async fn tidy(service: Arc<Service>) {
+    let mut ticks = tokio::time::interval(TIDY_EVERY);
+    let mut stopped = service.stopped.subscribe();
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        }
+        let service = service.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || service.store.tidy()).await {
+            tracing::error!("tidying failed: {error}");
         }
     }
 }

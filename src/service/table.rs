@@ -219,9 +219,10 @@ impl Inner {
             return Ok(());
         };
         let dir = place.dir.display();
-        let hint = match place.dir == wanted.dir {
-            true => format!("`zenith umount {dir}` first, or take another directory"),
-            false => format!("`zenith umount {dir}` first, or mount a copy with --cow NEWBRANCH"),
+        let hint = match (place.dir == wanted.dir, place.view == wanted.view) {
+            (true, true) => format!("it is there already; `zenith umount {dir}` takes it away"),
+            (true, false) => format!("`zenith umount {dir}` first, or take another directory"),
+            (false, _) => format!("`zenith umount {dir}` first, or mount a copy with --cow NEWBRANCH"),
         };
         Err(Error::refused(format!("{} is mounted on {dir}", place.view)).hint(hint))
     }
@@ -252,6 +253,7 @@ fn described(entry: &Entry) -> api::Mount {
         view: entry.place.view.clone(),
         dir: entry.place.dir.clone(),
         writable: matches!(entry.place.view, ViewName::Head(_)),
+        new_branch: false,
         error: match &entry.state {
             State::Mounted(_) => None,
             State::Changing => Some("it is being mounted or unmounted".into()),

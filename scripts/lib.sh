@@ -70,6 +70,15 @@ need_fuse() {
     [ -w /dev/fuse ] || as_root chmod 666 /dev/fuse
 }
 
+# install_tool CRATE VERSION: built once per machine, into the cache.
+install_tool() {
+    local tools=$CACHE/tools
+    grep -qs "^\"$1 $2 " "$tools/.crates.toml" && [ -x "$tools/bin/$1" ] && return
+    say "building $1"
+    CARGO_TARGET_DIR=$tools/target cargo install --quiet --locked --force --root "$tools" "$1@$2"
+    rm -rf "$tools/target"
+}
+
 # Builds the release binary; prints its path.
 zenith_binary() {
     (cd "$REPO" && cargo build --release --quiet --bin zenith) || fail "the build failed"

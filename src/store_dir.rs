@@ -19,6 +19,9 @@ const DIR_NAME: &str = ".zenith";
 /// The service's socket. Its full path may be longer than a socket address: see [`crate::client::socket_path`].
 pub const SOCKET: &str = "zenith.sock";
 
+/// What makes a directory a store.
+const FORMAT: &str = "format";
+
 /// What the service logs when it isn't in the foreground.
 pub const LOG: &str = "service.log";
 
@@ -34,10 +37,14 @@ pub fn existing(flag: Option<&Path>) -> Result<PathBuf> {
         Some(dir) => dir,
         None => nearest()?,
     };
-    fs::canonicalize(&dir).map_err(|_| {
-        Error::not_found(format!("there is no store at {}", dir.display()))
-            .hint("`zenith init` makes one; --store or ZENITH_DIR names another")
-    })
+    let missing =
+        |what: String| Error::not_found(what).hint("`zenith init` makes one; --store or ZENITH_DIR names another");
+    let dir = fs::canonicalize(&dir).map_err(|_| missing(format!("there is no store at {}", dir.display())))?;
+    // Seen before anything of ours is put there. Where it can't be seen the service will say why.
+    match dir.join(FORMAT).try_exists() {
+        Ok(false) => Err(missing(format!("{} is not a zenith store", dir.display()))),
+        _ => Ok(dir),
+    }
 }
 
 /// Where `zenith init` makes a store: as named, else `.zenith` in the current directory.

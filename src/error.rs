@@ -152,7 +152,7 @@ impl From<MountError> for Error {
 fn kind_of(error: &pageserver::Error) -> Kind {
     use pageserver::Error as E;
     match error {
-        E::BadName { .. } | E::ReservedName { .. } => Kind::Usage,
+        E::BadName { .. } | E::NoTag { .. } | E::ReservedName { .. } => Kind::Usage,
         E::NotAStore { .. } | E::NoBranch { .. } | E::NoSnapshot { .. } => Kind::NotFound,
         E::StoreExists { .. } | E::NotEmpty { .. } | E::Locked { .. } => Kind::Refused,
         E::BranchExists { .. } | E::SnapshotExists { .. } => Kind::Refused,

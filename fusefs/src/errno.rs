@@ -6,7 +6,7 @@ use pageserver::Error;
 /// The errno that comes nearest to a store error.
 pub(crate) fn errno(error: &Error) -> Errno {
     match error {
-        Error::BadName { .. } | Error::ReservedName { .. } => Errno::EINVAL,
+        Error::BadName { .. } | Error::NoTag { .. } | Error::ReservedName { .. } => Errno::EINVAL,
         Error::NoBranch { .. } | Error::NoSnapshot { .. } => Errno::ENOENT,
         Error::BranchExists { .. } | Error::SnapshotExists { .. } => Errno::EEXIST,
         Error::Busy { .. } | Error::Needed { .. } => Errno::EBUSY,

@@ -35,6 +35,8 @@ pub enum Error {
     },
     #[error("{name:?} is not a valid name: {why}")]
     BadName { name: String, why: &'static str },
+    #[error("{name:?} is no snapshot: a snapshot is named BRANCH@TAG")]
+    NoTag { name: String },
     #[error("the name {name} is reserved")]
     ReservedName { name: String },
     #[error("no branch named {name}")]
@@ -74,6 +76,7 @@ impl Error {
             Error::BadName { .. } => {
                 Some("names are 1 to 63 characters of A-Z a-z 0-9 _ . - and start with neither '-' nor '.'".into())
             }
+            Error::NoTag { .. } => Some("`zenith snapshot list` shows those that there are".into()),
             Error::ReservedName { .. } => Some("CURRENT and HEAD{n} are zenith's own; take another name".into()),
             Error::NoBranch { known, .. } => Some(known_names("branches", known)),
             Error::NoSnapshot { known, .. } => Some(known_names("snapshots", known)),

@@ -99,9 +99,8 @@ impl FromStr for SnapshotName {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<SnapshotName> {
-        let (branch, tag) = name.split_once('@').ok_or_else(|| Error::BadName {
+        let (branch, tag) = name.split_once('@').ok_or_else(|| Error::NoTag {
             name: name.chars().take(80).collect(),
-            why: "a snapshot is named BRANCH@TAG",
         })?;
         Ok(SnapshotName {
             branch: branch.parse()?,

@@ -111,6 +111,11 @@ impl Catalog {
         self.next - 1
     }
 
+    /// Whether the catalog can have known this layer once. One that it never knew was made after what the database has.
+    pub fn is_past(&self, id: LayerId) -> bool {
+        id.0 < self.next
+    }
+
     /// Writes entries and whatever stands in `batch` as one, and applies the entries.
     pub fn commit(&mut self, db: &Db, mut batch: WriteBatch, entries: Vec<Entry>) -> Result<()> {
         for entry in &entries {

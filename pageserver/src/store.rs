@@ -5,6 +5,7 @@
 //!   lock        flock'ed by the one process that has the store open
 //!   db/         RocksDB: catalog and namespaces
 //!   layers/     a directory for each layer
+//!   lost/       layers with blocks that the database did not know when the store was opened
 //! ```
 
 use std::collections::HashMap;
@@ -39,6 +40,7 @@ const FORMAT_FILE: &str = "format";
 const LOCK_FILE: &str = "lock";
 const DB_DIR: &str = "db";
 const LAYERS_DIR: &str = "layers";
+const LOST_DIR: &str = "lost";
 
 /// What a new branch starts from.
 #[derive(Clone, Debug)]
@@ -323,11 +325,34 @@ impl Store {
             if let Some(id) = id.map(LayerId)
                 && catalog.layer(id).is_err()
             {
-                tracing::info!(layer = %id, "sweeping a half-made layer");
-                self.remove_layer_dir(id)?;
+                self.sweep_layer(id, catalog.is_past(id))?;
             }
         }
         Ok(())
+    }
+
+    /// Removes a layer without a record that is destroyed or empty. One with blocks that the database does not know yet
+    /// is put aside: after a power cut it holds writes that nobody synced, but a damaged database looks the same.
+    fn sweep_layer(&self, id: LayerId, is_past: bool) -> Result<()> {
+        let path = Layer::path(&self.shared.layers_dir, id);
+        let names = self.shared.disk.list(&path);
+        let is_empty = names.map_err(Error::io(format!("list {}", path.display())))?.is_empty();
+        if is_past || is_empty {
+            tracing::info!(layer = %id, "sweeping what is left of a layer");
+            return self.remove_layer_dir(id);
+        }
+        let lost = self.dir.join(LOST_DIR);
+        self.shared
+            .disk
+            .make_dir(&lost)
+            .map_err(Error::io("make the directory for lost layers"))?;
+        let aside = (0..)
+            .map(|n| lost.join(format!("{id}.{n}")))
+            .find(|path| !path.exists());
+        let aside = aside.unwrap_or(lost);
+        tracing::error!(layer = %id, "the database does not know this layer: it is put aside as {}", aside.display());
+        let moved = self.shared.disk.rename(&path, &aside);
+        moved.map_err(Error::io(format!("put {} aside", path.display())))
     }
 
     pub(crate) fn sync_db(&self) -> Result<()> {

@@ -270,3 +270,25 @@ fn a_sealed_layer_that_lost_a_file_or_its_end_is_an_error_not_zeros() {
     std::fs::remove_file(&backing).expect("remove the backing file");
     assert_eq!(view(&bench.store), Err(Errno::EIO));
 }
+
+#[test]
+fn a_layer_that_the_database_does_not_know_is_put_aside_not_deleted() {
+    let bench = Bench::new("unknown");
+    let dir = bench.dir.clone();
+    let unknown = dir.join("layers/000000ff");
+    std::fs::create_dir(&unknown).expect("make a layer");
+    std::fs::write(unknown.join("10"), "blocks").expect("fill it");
+    std::fs::create_dir(dir.join("layers/000000fe")).expect("make an empty layer");
+    let Bench { store, timeline, .. } = &bench;
+    let (store, timeline) = (Arc::downgrade(store), Arc::downgrade(timeline));
+    let dir_kept = dir.with_extension("kept");
+    std::fs::rename(&dir, &dir_kept).expect("keep it from being cleaned up");
+    drop(bench);
+    assert!(store.upgrade().is_none() && timeline.upgrade().is_none());
+    drop(Store::open(&dir_kept, Disk::new()).expect("open the store"));
+    let aside = std::fs::read_to_string(dir_kept.join("lost/000000ff.0/10"));
+    let left = std::fs::read_dir(dir_kept.join("layers")).expect("list").count();
+    std::fs::remove_dir_all(&dir_kept).expect("clean up");
+    assert_eq!(aside.expect("put aside"), "blocks");
+    assert_eq!(left, 1);
+}

@@ -6,8 +6,10 @@
 #[allow(dead_code)]
 mod common;
 
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,6 +21,7 @@ use common::{Scratch, main, snapshot};
 use fusefs::{Fs, Mount, MountError, Options};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::libc;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Whence, getegid, geteuid, lseek};
@@ -266,9 +269,17 @@ fn refused_are_devices_attributes_and_long_names() {
     assert!(shell("mkfifo fifo").0);
     let (made, why) = shell("mknod device c 1 3");
     assert!(!made && why.contains("Operation not permitted"), "{why}");
+    assert_eq!(set_attribute(&mounted.file("a", "text")), Err(Errno::EOPNOTSUPP));
     let long = mounted.path(&"n".repeat(256));
     assert_eq!(errno(File::create(long)), Some(Errno::ENAMETOOLONG));
     mounted.file(&"n".repeat(255), "");
+}
+
+fn set_attribute(path: &Path) -> Result<(), Errno> {
+    let path = CString::new(path.as_os_str().as_bytes()).expect("no NUL");
+    // SAFETY: both names end with a NUL, and the value has the one byte that is told.
+    let set = unsafe { libc::setxattr(path.as_ptr(), c"user.name".as_ptr(), [1u8].as_ptr().cast(), 1, 0) };
+    Errno::result(set).map(drop)
 }
 
 #[test]
@@ -456,12 +467,7 @@ fn direct_io_and_buffered_io_see_the_same_bytes() {
     let mounted = Mounted::new("direct", scratch.head());
     let path = mounted.file("a", &"x".repeat(8192));
     let mut options = File::options();
-    let direct = match options
-        .read(true)
-        .write(true)
-        .custom_flags(nix::libc::O_DIRECT)
-        .open(&path)
-    {
+    let direct = match options.read(true).write(true).custom_flags(libc::O_DIRECT).open(&path) {
         Err(error) if error.kind() == ErrorKind::InvalidInput => return,
         opened => opened.expect("opened"),
     };
@@ -501,7 +507,7 @@ fn a_synchronous_write_is_durable_or_fails() {
                 .custom_flags(flags)
                 .open(mounted.path(name))
         };
-        let synchronous = open(nix::libc::O_DSYNC).expect("opened");
+        let synchronous = open(libc::O_DSYNC).expect("opened");
         let lazy = open(0).expect("opened");
         synchronous.write_all_at(b"1", 0).expect("written");
         disk.0.store(true, Ordering::Relaxed);

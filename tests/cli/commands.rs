@@ -79,7 +79,7 @@ fn a_failed_initdb_shows_why_and_leaves_no_store() {
 
 #[test]
 fn the_store_is_the_one_named_or_the_nearest_above() {
-    let sandbox = Sandbox::bare("nearest");
+    let sandbox = Sandbox::bare("nearest").with_store("a/.zenith");
     let inner = sandbox.path("a/b");
     fs::create_dir_all(&inner).expect("made");
     let run = |dir: &Path, arguments: &[&str]| {
@@ -91,7 +91,7 @@ fn the_store_is_the_one_named_or_the_nearest_above() {
             .expect("runs")
     };
     assert!(run(&sandbox.path("a"), &["init", "--empty"]).status.success());
-    let store = sandbox.path("a/.zenith");
+    let store = sandbox.store();
     let status = run(&inner, &["start", "--json"]);
     assert!(
         text(&status.stdout).contains(store.to_str().expect("UTF-8")),

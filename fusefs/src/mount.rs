@@ -71,14 +71,9 @@ impl Mount {
         let watched = Arc::downgrade(&fs);
         let session = platform::open(fs, &mountpoint, options)?;
         let ended = Arc::new(Ended::default());
-        serve(session, ended.clone(), on_end).map_err(|source| {
-            // The session was dropped, so there is nobody left behind the mount.
-            match platform::detach(&mountpoint) {
-                Ok(()) => MountError::session(&mountpoint, source),
-                Err(error) => error,
-            }
-        })?;
-        let device = device(&mountpoint)?;
+        let device = serve(session, ended.clone(), on_end)
+            .and_then(|()| device(&mountpoint))
+            .map_err(|source| abandon(&mountpoint, source))?;
         platform::tune(device);
         Ok(Mount {
             mountpoint,
@@ -102,15 +97,16 @@ impl Mount {
         if self.has_ended() {
             return Ok(());
         }
-        if device(&self.mountpoint)? != self.device {
-            return Err(MountError::Covered {
-                path: self.mountpoint.clone(),
-            });
+        let path = &self.mountpoint;
+        let device = device(path).map_err(|source| MountError::unreadable(path, source))?;
+        if device != self.device {
+            return Err(MountError::Covered { path: path.clone() });
         }
-        platform::detach(&self.mountpoint)?;
-        self.ended.wait().ok_or_else(|| MountError::Held {
-            path: self.mountpoint.clone(),
-        })
+        platform::detach(path)?;
+        match self.ended.wait() {
+            true => Ok(()),
+            false => Err(MountError::Held { path: path.clone() }),
+        }
     }
 
     /// Lets go of a snapshot, so that it can be destroyed. What the kernel still has of it can't be reached by
@@ -139,11 +135,11 @@ impl Ended {
         self.changed.notify_all();
     }
 
-    /// `None` when patience ran out.
-    fn wait(&self) -> Option<()> {
+    /// False when patience ran out.
+    fn wait(&self) -> bool {
         let waited = self.changed.wait_timeout_while(self.lock(), PATIENCE, |ended| !*ended);
         let (ended, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        ended.then_some(())
+        *ended
     }
 }
 
@@ -167,7 +163,14 @@ fn config(options: &Options) -> Config {
     config
 }
 
-fn device(mountpoint: &Path) -> Result<u64, MountError> {
-    let metadata = fs::metadata(mountpoint).map_err(|source| MountError::unreadable(mountpoint, source))?;
-    Ok(metadata.dev())
+fn device(mountpoint: &Path) -> io::Result<u64> {
+    fs::metadata(mountpoint).map(|metadata| metadata.dev())
+}
+
+/// Takes away a mount that could not be served, and says why.
+fn abandon(mountpoint: &Path, why: io::Error) -> MountError {
+    match platform::detach(mountpoint) {
+        Ok(()) => MountError::session(mountpoint, why),
+        Err(error) => error,
+    }
 }

@@ -19,7 +19,7 @@ use nix::sys::stat::{major, minor};
 use nix::unistd::{getegid, geteuid};
 
 use super::error::desc;
-use super::{MountError, Options, config};
+use super::{MountError, Options, abandon, config};
 use crate::fs::Fs;
 use crate::fuse::Fuse;
 
@@ -30,10 +30,8 @@ const SUBTYPE: &str = "zenith";
 /// Mounts `fs` and greets the kernel.
 pub fn open(fs: Arc<Fs>, mountpoint: &Path, options: &Options) -> Result<Session<Fuse>, MountError> {
     let fd = attach(mountpoint, options, fs.is_read_only())?;
-    Session::from_fd(Fuse::new(fs), fd, SessionACL::All, config(options)).map_err(|source| match detach(mountpoint) {
-        Ok(()) => MountError::session(mountpoint, source),
-        Err(error) => error,
-    })
+    let session = Session::from_fd(Fuse::new(fs), fd, SessionACL::All, config(options));
+    session.map_err(|error| abandon(mountpoint, error))
 }
 
 /// Mounts, and returns the descriptor by which the kernel asks.

@@ -15,6 +15,7 @@
 mod buffer;
 mod convert;
 mod reply;
+mod write_out;
 
 use std::ffi::OsStr;
 use std::io;
@@ -34,6 +35,7 @@ use pageserver::{FsResult, NewKind, SetAttr};
 use crate::clock;
 use crate::fs::{Caller, Fs, Keep, Name, Opening};
 use crate::node::Node;
+use write_out::WriteOut;
 
 /// The most bytes of one read or write.
 pub(crate) const MAX_IO: usize = 1 << 20;
@@ -54,11 +56,13 @@ const NO_HANDLE: FileHandle = FileHandle(0);
 /// The kernel's side of a mount.
 pub(crate) struct Fuse {
     fs: Arc<Fs>,
+    write_out: WriteOut,
 }
 
 impl Fuse {
-    pub fn new(fs: Arc<Fs>) -> Fuse {
-        Fuse { fs }
+    pub fn new(fs: Arc<Fs>) -> io::Result<Fuse> {
+        let write_out = WriteOut::start(fs.clone())?;
+        Ok(Fuse { fs, write_out })
     }
 }
 
@@ -275,12 +279,13 @@ impl Filesystem for Fuse {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-            self.fs.write(node(ino), offset, data, None)
-        } else {
-            self.write_through(node(ino), offset, data, flags)
-        };
-        reply::written(reply, written);
+        if !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            return reply::written(reply, self.write_through(node(ino), offset, data, flags));
+        }
+        match self.fs.write(node(ino), offset, data, None) {
+            Ok(count) => self.write_out.answer(node(ino), offset, count, reply),
+            Err(error) => reply.error(convert::errno(error)),
+        }
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {

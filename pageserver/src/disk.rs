@@ -11,6 +11,7 @@ pub mod probe;
 use std::ffi::OsString;
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -247,10 +248,10 @@ impl Disk {
         })
     }
 
-    /// Starts to write the file's bytes out, and does not wait.
-    pub fn start_sync(&self, file: &DiskFile) -> io::Result<()> {
+    /// Has the disk start to write out what was written in a range of bytes, and does not wait for it.
+    pub fn start_sync(&self, file: &DiskFile, bytes: Range<u64>) -> io::Result<()> {
         self.before(Call::StartSync)?;
-        filesystem::start_sync(&file.file)
+        filesystem::start_sync(&file.file, bytes)
     }
 
     /// Makes the file's bytes and size durable.

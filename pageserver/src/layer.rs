@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -189,7 +190,7 @@ impl Layer {
             0 | 1 => {}
             2..=SYNC_ONE_BY_ONE_MAX => unsynced
                 .iter()
-                .try_for_each(|backing| self.disk.start_sync(backing.file()?))?,
+                .try_for_each(|backing| backing.start_sync(0..u64::MAX))?,
             _ => self.sync_all(&unsynced)?,
         }
         unsynced.iter().try_for_each(|backing| backing.sync_data())
@@ -256,6 +257,11 @@ impl Backing {
 
     pub fn is_durable(&self) -> bool {
         self.data.is_durable()
+    }
+
+    /// Has the disk start on a range of bytes, so that a later sync waits for less.
+    pub fn start_sync(&self, bytes: Range<u64>) -> io::Result<()> {
+        self.disk().start_sync(self.file()?, bytes)
     }
 
     fn sync_data(&self) -> io::Result<()> {

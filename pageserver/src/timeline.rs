@@ -230,6 +230,18 @@ impl Timeline {
         content.write(head.target(file.ino), data, bytes.start)
     }
 
+    /// Has the disk start on bytes that were written, without waiting for it, so that a sync or a seal that comes
+    /// later waits for less.
+    pub fn write_out(&self, ino: Ino, offset: u64, len: u64) -> FsResult<()> {
+        let end = checked_end(offset, len)?;
+        let Some(file) = self.view.files.get(ino) else {
+            return Ok(());
+        };
+        let newest = file.peek().parts.last().map(|part| part.backing.clone());
+        let started = newest.map_or(Ok(()), |backing| backing.start_sync(offset..end));
+        started.map_err(|e| self.failed("write out", ino, &e))
+    }
+
     fn set_size(&self, ino: Ino, size: u64, now: Time) -> FsResult<()> {
         checked_end(size, 0)?;
         let file = self.file(ino)?;

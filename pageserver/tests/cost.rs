@@ -134,6 +134,17 @@ fn a_sync_with_nothing_to_do_is_free() {
 }
 
 #[test]
+fn writing_out_is_one_call_and_its_failure_is_the_writes() {
+    let bench = Bench::new("write-out");
+    let ino = bench.file("a", 8192);
+    let (asked, calls) = bench.calls(|| bench.timeline.write_out(ino, 0, 8192));
+    assert_eq!((asked, calls), (Ok(()), HashMap::from([(Call::StartSync, 1)])));
+    let failed = bench.failing(Call::StartSync, libc::EIO, || bench.timeline.write_out(ino, 0, 8192));
+    assert_eq!(failed, Err(Errno::EIO));
+    assert_eq!(bench.timeline.fsync(ino), Err(Errno::EIO));
+}
+
+#[test]
 fn a_snapshot_costs_the_same_whatever_the_number_of_files() {
     let cost = |files: usize| {
         let bench = Bench::new(&format!("files-{files}"));

@@ -31,7 +31,11 @@ pub fn clear(dir: &Path) -> Result<()> {
 /// Takes a mount out of the file tree although it may be in use.
 pub fn tear_off(dir: &Path) -> Result<()> {
     if geteuid().is_root() {
-        return umount2(dir, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(Error::path("unmount", dir));
+        return match umount2(dir, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // No mount point: somebody else was quicker.
+            Err(Errno::EINVAL) => Ok(()),
+            torn => torn.map_err(Error::path("unmount", dir)),
+        };
     }
     let status = Command::new("fusermount3")
         .args(["-u", "-z", "--"])

@@ -111,6 +111,12 @@ impl Fs {
         timeline.write(ino, offset, data, now)
     }
 
+    /// Has the disk start on bytes that were written.
+    pub fn write_out(&self, node: Node, offset: u64, len: u64) -> FsResult<()> {
+        let (timeline, ino) = self.head(node)?;
+        timeline.write_out(ino, offset, len)
+    }
+
     pub fn fallocate(&self, node: Node, how: Fallocate, offset: u64, len: u64, now: Time) -> FsResult<()> {
         let (timeline, ino) = self.head(node)?;
         timeline.fallocate(ino, how, offset, len, now)

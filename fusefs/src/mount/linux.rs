@@ -30,7 +30,7 @@ const SUBTYPE: &str = "zenith";
 /// Mounts `fs` and greets the kernel.
 pub fn open(fs: Arc<Fs>, mountpoint: &Path, options: &Options) -> Result<Session<Fuse>, MountError> {
     let fd = attach(mountpoint, options, fs.is_read_only())?;
-    let session = Session::from_fd(Fuse::new(fs), fd, SessionACL::All, config(options));
+    let session = Fuse::new(fs).and_then(|fuse| Session::from_fd(fuse, fd, SessionACL::All, config(options)));
     session.map_err(|error| abandon(mountpoint, error))
 }
 

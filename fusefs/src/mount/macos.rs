@@ -28,7 +28,9 @@ pub fn open(fs: Arc<Fs>, mountpoint: &Path, options: &Options) -> Result<Session
         MountOption::DefaultPermissions,
         MountOption::FSName(format!("zenith:{}", options.source)),
     ];
-    Session::new(Fuse::new(fs), mountpoint, &config).map_err(|source| MountError::session(mountpoint, source))
+    Fuse::new(fs)
+        .and_then(|fuse| Session::new(fuse, mountpoint, &config))
+        .map_err(|source| MountError::session(mountpoint, source))
 }
 
 /// Takes the mount away, unless somebody uses it.

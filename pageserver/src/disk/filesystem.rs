@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
@@ -80,11 +81,14 @@ pub fn sync_all(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts to write a file out, and does not wait.
+/// Starts to write bytes of a file out, and does not wait.
 #[cfg(target_os = "linux")]
-pub fn start_sync(file: &File) -> io::Result<()> {
+pub fn start_sync(file: &File, bytes: Range<u64>) -> io::Result<()> {
+    let offset = i64::try_from(bytes.start).unwrap_or(i64::MAX);
+    // 0 is "to the end".
+    let len = i64::try_from(bytes.end).map_or(0, |end| end - offset);
     // SAFETY: sync_file_range takes no pointers.
-    if unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) } != 0 {
+    if unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
@@ -92,7 +96,7 @@ pub fn start_sync(file: &File) -> io::Result<()> {
 
 /// The sync that follows does it all.
 #[cfg(not(target_os = "linux"))]
-pub fn start_sync(_file: &File) -> io::Result<()> {
+pub fn start_sync(_file: &File, _bytes: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 

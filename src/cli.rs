@@ -96,7 +96,7 @@ impl Context {
 
     /// The store's service, started when it isn't running.
     fn client(&self) -> Result<Client> {
-        launch::connect_or_start(&self.store_dir()?)
+        launch::client(&self.store_dir()?)
     }
 
     fn print(&self, answer: &impl Show) -> Result<()> {

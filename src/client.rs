@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -31,36 +32,36 @@ use crate::api::status::{Status, Stop};
 use crate::error::{Error, Kind, Result};
 use crate::store_dir;
 
-/// A running service.
+/// The service of a store, whether it runs or not.
 pub struct Client {
     store: PathBuf,
     runtime: Runtime,
+    start: Option<Start>,
 }
 
+/// What brings a store's service up.
+pub type Start = fn(&Path) -> Result<()>;
+
+/// How long requests are sent again while services end before they take them.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 impl Client {
-    /// The service of the store, or None when none runs. One that is dying may still take connections, so it has to
-    /// answer too.
-    pub fn connect(store: &Path) -> Result<Option<Client>> {
-        match open(store) {
-            Ok(_) => Client::new(store)?.if_alive(),
-            Err(error) if nobody_listens(&error) => Ok(None),
-            Err(error) => Err(Error::path("connect to the service of", store)(error)),
-        }
-    }
-
-    fn if_alive(self) -> Result<Option<Client>> {
-        match self.status() {
-            Ok(_) => Ok(Some(self)),
-            Err(error) if error.kind == Kind::NoService => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn new(store: &Path) -> Result<Client> {
+    /// Requests fail with [`Kind::NoService`] when none runs.
+    pub fn new(store: &Path) -> Result<Client> {
         let runtime = Builder::new_current_thread().enable_all().build();
         Ok(Client {
             store: store.into(),
             runtime: runtime.map_err(Error::io("start a client"))?,
+            start: None,
+        })
+    }
+
+    /// Requests that find no service, or one that is ending, start one.
+    pub fn starting(store: &Path, start: Start) -> Result<Client> {
+        let client = Client::new(store)?;
+        Ok(Client {
+            start: Some(start),
+            ..client
         })
     }
 
@@ -138,6 +139,21 @@ impl Client {
     }
 
     fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match (self.send_once(method.clone(), path, body.clone()), self.start) {
+                (Err(error), Some(start)) if error.kind == Kind::NoService && Instant::now() < deadline => {
+                    start(&self.store)?;
+                }
+                (answer, _) => return answer,
+            }
+        }
+    }
+
+    /// [`Kind::NoService`] says that the request has changed nothing.
+    fn send_once<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
+        let stream = open(&self.store).map_err(|error| self.not_reached(error))?;
+        let reads_only = method == Method::GET;
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -145,10 +161,11 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| Error::usage(error.to_string()))?;
-        let (status, answer) = self
-            .runtime
-            .block_on(exchange(&self.store, request))
-            .map_err(|error| self.broken(&error))?;
+        let answer = self.runtime.block_on(exchange(stream, request));
+        let (status, answer) = answer.map_err(|error| match reads_only {
+            true => self.no_service(),
+            false => self.broken(&error),
+        })?;
         if status.is_success() {
             return serde_json::from_slice(&answer).map_err(|error| self.broken(&error));
         }
@@ -156,10 +173,22 @@ impl Client {
         Err(problem.into())
     }
 
-    /// The service went away in the middle, or isn't one of ours.
+    fn not_reached(&self, error: io::Error) -> Error {
+        match nobody_listens(&error) {
+            true => self.no_service(),
+            false => Error::path("connect to the service of", &self.store)(error),
+        }
+    }
+
+    fn no_service(&self) -> Error {
+        Error::no_service(format!("no service runs for the store {}", self.store.display()))
+            .hint("`zenith start` starts it, and so does every command that needs it")
+    }
+
+    /// The service was killed in the middle, or isn't one of ours.
     fn broken(&self, error: &dyn Display) -> Error {
-        Error::no_service(format!(
-            "the service of {} gave no answer: {error}",
+        Error::failure(format!(
+            "the service of {} gave no answer, and may or may not have done it: {error}",
             self.store.display()
         ))
         .hint(format!("look into {}", self.store.join(store_dir::LOG).display()))
@@ -167,8 +196,7 @@ impl Client {
 }
 
 /// One request and its answer.
-async fn exchange(store: &Path, request: Request<Full<Bytes>>) -> io::Result<(StatusCode, Bytes)> {
-    let stream = open(store)?;
+async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> io::Result<(StatusCode, Bytes)> {
     stream.set_nonblocking(true)?;
     let stream = TokioIo::new(tokio::net::UnixStream::from_std(stream)?);
     let (mut sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;

@@ -1,4 +1,4 @@
-//! Starting the service from a command, and waiting until it has ended.
+//! Starting the service for a command, and waiting until it has ended.
 //!
 //! The service started here is this program again, in a session of its own, with its stderr in the store's log.
 //! It says once on its stdout how it came up ([`Report`]), which the starter passes on to its user. Of two started
@@ -21,7 +21,7 @@ use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::store_dir;
 
-/// How long another service may take to come up or to end.
+/// How long a service may take to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often to look.
@@ -48,19 +48,21 @@ impl From<Down> for Error {
     }
 }
 
-/// The service of the store, started when none runs.
-pub fn connect_or_start(store: &Path) -> Result<Client> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(client) = Client::connect(store)? {
-            return Ok(client);
+/// The service of the store, started when a request finds none.
+pub fn client(store: &Path) -> Result<Client> {
+    Client::starting(store, start)
+}
+
+/// Starts the service. Where another one holds the store, that one is about to answer or to end.
+fn start(store: &Path) -> Result<()> {
+    check_owner(store)?;
+    match spawn(store)? {
+        Ok(()) => Ok(()),
+        Err(Down::Locked(_)) => {
+            thread::sleep(PAUSE);
+            Ok(())
         }
-        check_owner(store)?;
-        match spawn(store)? {
-            Ok(()) => {}
-            Err(Down::Locked(_)) if Instant::now() < deadline => thread::sleep(PAUSE),
-            Err(down) => return Err(down.into()),
-        }
+        Err(down) => Err(down.into()),
     }
 }
 

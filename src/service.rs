@@ -38,6 +38,7 @@ use crate::api::status::{self, Process, Status};
 use crate::error::{Error, Result};
 use gate::Gate;
 use locks::BranchLocks;
+use mounts::log_failure;
 use table::Table;
 
 /// Everything that requests work on.
@@ -106,6 +107,17 @@ impl Service {
             available: space.blocks_available() * space.fragment_size(),
             warning: self.store.warning().map(String::from),
         })
+    }
+
+    /// To be called every now and then.
+    fn tidy(self: &Arc<Self>) {
+        match self.store.is_deleted() {
+            false => self.store.tidy(),
+            true => {
+                tracing::error!("the store was deleted: stopping");
+                log_failure("stop", self.stop(true));
+            }
+        }
     }
 
     /// Unmounts everything and lets the process end. Refused while a mount is in use, unless forced.

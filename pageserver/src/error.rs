@@ -77,9 +77,9 @@ impl Error {
                 Some("names are 1 to 63 characters of A-Z a-z 0-9 _ . - and start with neither '-' nor '.'".into())
             }
             Error::NoTag { .. } => Some("`zenith snapshot list` shows those that there are".into()),
-            Error::ReservedName { .. } => Some("CURRENT and HEAD{n} are zenith's own; take another name".into()),
+            Error::ReservedName { .. } => Some("HEAD, HEAD{n} and CURRENT are zenith's own; take another name".into()),
             Error::NoBranch { known, .. } => Some(known_names("branches", known)),
-            Error::NoSnapshot { known, .. } => Some(known_names("snapshots", known)),
+            Error::NoSnapshot { known, .. } => Some(known_names("snapshots of that branch", known)),
             Error::BranchExists { .. } | Error::SnapshotExists { .. } => Some("take another name".into()),
             Error::Busy { .. } => Some("`zenith status` shows where it is mounted; unmount it first".into()),
             Error::Needed { dependents, .. } => dependents
@@ -90,6 +90,9 @@ impl Error {
                 Some("look into the service's log, mend the disk, then unmount and mount the branch again".into())
             }
             Error::Io { source, .. } => io_hint(source),
+            Error::Db(error) if error.kind() == rocksdb::ErrorKind::Corruption => {
+                Some("keep the store as it is and look into the service's log".into())
+            }
             Error::Db(_) => Some("is the disk full? the service's log has more".into()),
         }
     }

@@ -1,7 +1,7 @@
 //! The names people give: branches, tags, and `branch@tag` for snapshots.
 //!
 //! A name is `[A-Za-z0-9_.-]{1,63}` and starts with neither `-` nor `.`, so that it can stand in a path, a URL
-//! and an argument list as it is. The tags `CURRENT` and `HEAD{n}` are the store's own.
+//! and an argument list as it is. The tags `CURRENT` and `HEAD{n}` are the store's own; no branch is named like them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -80,7 +80,10 @@ impl FromStr for BranchName {
 
     fn from_str(name: &str) -> Result<BranchName> {
         check(name)?;
-        Ok(BranchName(name.into()))
+        match name {
+            "HEAD" | "CURRENT" => Err(Error::ReservedName { name: name.into() }),
+            _ => Ok(BranchName(name.into())),
+        }
     }
 }
 
@@ -152,6 +155,9 @@ mod tests {
     fn names_that_could_be_options_paths_or_too_long_are_refused() {
         for bad in ["", "-x", ".x", "a/b", "a b", "a@b", "ü", &"x".repeat(64)] {
             assert!(bad.parse::<BranchName>().is_err(), "{bad:?}");
+        }
+        for reserved in ["HEAD", "CURRENT"] {
+            assert!(reserved.parse::<BranchName>().is_err(), "{reserved:?}");
         }
         for good in ["main", "a", "A.b_c-9", &"x".repeat(63)] {
             assert!(good.parse::<BranchName>().is_ok(), "{good:?}");

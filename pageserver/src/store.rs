@@ -9,8 +9,10 @@
 //! ```
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{self, File as StdFile, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
@@ -20,7 +22,7 @@ use rocksdb::WriteBatch;
 use crate::catalog::{Catalog, Entry, LayerRecord, Origin, TimelineRecord};
 use crate::db::Db;
 use crate::disk::Disk;
-use crate::disk::probe::{Fitness, fitness, probe};
+use crate::disk::probe::{Fitness, PROBE_FILE, fitness, probe};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::load;
@@ -41,6 +43,9 @@ const LOCK_FILE: &str = "lock";
 const DB_DIR: &str = "db";
 const LAYERS_DIR: &str = "layers";
 const LOST_DIR: &str = "lost";
+
+/// Becomes the format file; until then it says that everything beside it was begun by [`Store::create`].
+const HALF_MADE: &str = "format.new";
 
 /// What a new branch starts from.
 #[derive(Clone, Debug)]
@@ -71,7 +76,7 @@ pub struct Store {
     timelines: Mutex<HashMap<TimelineId, Weak<Timeline>>>,
     views: Mutex<HashMap<LayerId, Weak<View>>>,
     warning: Option<String>,
-    _lock: Flock<StdFile>,
+    lock: Flock<StdFile>,
 }
 
 impl Store {
@@ -85,8 +90,9 @@ impl Store {
         // Two at once: one makes it, the other is told.
         let _lock = lock(dir)?;
         refuse_filled(dir, &disk)?;
+        sweep_half_made(dir, &disk).map_err(Error::io(failed("sweep")))?;
         fill(dir, &disk).inspect_err(|_| {
-            // Half a store is none; what can't be removed now is refused as "not empty" later.
+            // Half a store is none; what can't be removed now is swept by the next one.
             let _ = disk.remove_dir(dir);
             if existed {
                 let _ = disk.make_dir(dir);
@@ -109,7 +115,7 @@ impl Store {
             timelines: Mutex::default(),
             views: Mutex::default(),
             warning,
-            _lock: lock,
+            lock,
         };
         store.sweep()?;
         Ok(Arc::new(store))
@@ -263,6 +269,11 @@ impl Store {
         Ok(timeline)
     }
 
+    /// Whether somebody deleted the store, or the lock that keeps others out of it, under us.
+    pub fn is_deleted(&self) -> bool {
+        self.lock.metadata().is_ok_and(|lock| lock.nlink() == 0)
+    }
+
     /// Frees what files that are gone have left; to be called every now and then.
     pub fn tidy(&self) {
         self.shared.tidy();
@@ -393,21 +404,43 @@ fn root_dir((uid, gid): (u32, u32), now: Time) -> Result<Change> {
     Ok(Change::SetInode(Ino::ROOT, inode))
 }
 
-/// Refuses a directory that holds anything but a lock.
+/// Refuses a directory that holds anything but a lock, or what a creation that was killed has left.
 fn refuse_filled(dir: &Path, disk: &Disk) -> Result<()> {
     if dir.join(FORMAT_FILE).exists() {
         return Err(Error::StoreExists { path: dir.into() });
     }
     let names = disk.list(dir).map_err(Error::io(format!("list {}", dir.display())))?;
-    match names.iter().all(|name| name == LOCK_FILE) {
+    let half_made = dir.join(HALF_MADE).exists();
+    match names.iter().all(|name| name == LOCK_FILE || half_made && is_part(name)) {
         true => Ok(()),
         false => Err(Error::NotEmpty { path: dir.into() }),
     }
 }
 
+/// Whether [`fill`] makes something of that name.
+fn is_part(name: &OsStr) -> bool {
+    [HALF_MADE, PROBE_FILE, LAYERS_DIR, DB_DIR]
+        .iter()
+        .any(|part| name == *part)
+}
+
+fn sweep_half_made(dir: &Path, disk: &Disk) -> std::io::Result<()> {
+    for name in disk.list(dir)?.iter().filter(|name| is_part(name)) {
+        let path = dir.join(name);
+        match path.is_dir() {
+            true => disk.remove_dir(&path)?,
+            false => disk.remove(&path)?,
+        }
+    }
+    Ok(())
+}
+
 /// Makes the parts of a store; the format file comes last, and makes it one.
 fn fill(dir: &Path, disk: &Disk) -> Result<Option<String>> {
     let warning = judge(dir)?;
+    let half_made = dir.join(HALF_MADE);
+    disk.create(&half_made)
+        .map_err(Error::io(format!("make {}", half_made.display())))?;
     let probed = probe(disk, dir).map_err(Error::io(format!("probe {}", dir.display())))?;
     if let Some(why) = probed {
         return Err(Error::UnsupportedFilesystem {
@@ -440,7 +473,7 @@ fn judge(dir: &Path) -> Result<Option<String>> {
 }
 
 fn write_format(dir: &Path, disk: &Disk) -> std::io::Result<()> {
-    let half_made = dir.join("format.new");
+    let half_made = dir.join(HALF_MADE);
     let mut file = StdFile::create(&half_made)?;
     writeln!(file, "{FORMAT}")?;
     file.sync_all()?;

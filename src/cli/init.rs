@@ -87,13 +87,14 @@ fn make_store(dir: &Path) -> Result<Option<String>> {
 fn put_cluster(dir: &Path, cluster: NewCluster) -> Result<Branch> {
     let name: BranchName = BRANCH.parse()?;
     let start = Start::Cluster(cluster);
-    launch::connect_or_start(dir)?.create_branch(&NewBranch { name, start })
+    launch::client(dir)?.create_branch(&NewBranch { name, start })
 }
 
 /// Takes away the store that this command has just made. A service that died over it is started once more, to take
 /// away what it had mounted.
 fn remove_store(dir: &Path, existed: bool) -> Result<()> {
-    if let Ok(client) = launch::connect_or_start(dir) {
+    let client = launch::client(dir)?;
+    if client.status().is_ok() {
         let watch = Watch::of(dir);
         client.stop(&Stop { force: true })?;
         watch.wait()?;

@@ -1,5 +1,6 @@
 use super::Context;
-use crate::error::Result;
+use crate::api::mounts::Mount;
+use crate::error::{Error, Result};
 use crate::{launch, service};
 
 /// Start the store's service
@@ -24,7 +25,20 @@ impl Start {
         if self.foreground {
             return service::run(&dir);
         }
-        let status = launch::connect_or_start(&dir)?.status()?;
-        context.print(&status)
+        let status = launch::client(&dir)?.status()?;
+        context.print(&status)?;
+        refuse_missing(&status.mounts)
+    }
+}
+
+/// Whoever starts the service relies on the mounts.
+fn refuse_missing(mounts: &[Mount]) -> Result<()> {
+    match mounts.iter().filter(|mount| mount.error.is_some()).count() {
+        0 => Ok(()),
+        missing => Err(Error::failure(format!(
+            "the service runs, but {missing} of {} mounts did not come back",
+            mounts.len()
+        ))
+        .hint("`zenith mount` mounts again once the cause is gone, `zenith umount DIR` forgets a mount")),
     }
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::Context;
 use crate::client::Client;
-use crate::error::{Error, Result};
+use crate::error::{Kind, Result};
 use crate::output::{self, Show};
 
 /// Show the store, its service and its mounts
@@ -28,21 +28,13 @@ struct Store {
 impl Status {
     pub fn run(self, context: &Context) -> Result<()> {
         let dir = context.store_dir()?;
-        match Client::connect(&dir)? {
-            Some(client) => context.print(&client.status()?),
-            None => not_running(dir, context),
+        let status = Client::new(&dir)?.status();
+        if context.json && status.as_ref().is_err_and(|error| error.kind == Kind::NoService) {
+            let store = Store { dir };
+            output::print(&NotRunning { store, service: None }, true)?;
         }
+        context.print(&status?)
     }
-}
-
-fn not_running(dir: PathBuf, context: &Context) -> Result<()> {
-    let error = Error::no_service(format!("no service runs for the store {}", dir.display()))
-        .hint("`zenith start` starts it, and so does every command that needs it");
-    if context.json {
-        let store = Store { dir };
-        output::print(&NotRunning { store, service: None }, true)?;
-    }
-    Err(error)
 }
 
 impl Show for NotRunning {

@@ -1,7 +1,7 @@
 use super::Context;
 use crate::api::status;
 use crate::client::Client;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::launch::Watch;
 
 /// Stop the store's service
@@ -19,10 +19,10 @@ impl Stop {
     pub fn run(self, context: &Context) -> Result<()> {
         let dir = context.store_dir()?;
         let watch = Watch::of(&dir);
-        let Some(client) = Client::connect(&dir)? else {
-            return context.done("no service was running");
-        };
-        client.stop(&status::Stop { force: self.force })?;
+        match Client::new(&dir)?.stop(&status::Stop { force: self.force }) {
+            Err(error) if error.kind == Kind::NoService => return context.done("no service was running"),
+            stopped => stopped?,
+        }
         watch.wait()?;
         context.done("stopped")
     }

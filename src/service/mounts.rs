@@ -43,9 +43,13 @@ impl Service {
         if !dir.is_absolute() {
             return Err(Error::usage(format!("the path {} is not absolute", dir.display())));
         }
-        match dir.starts_with(self.store.dir()) {
-            false => Ok(()),
-            true => Err(Error::refused(format!("{} lies in the store", dir.display()))
+        let around = match dir.starts_with(self.store.dir()) {
+            true => Some("the store".into()),
+            false => self.table.mount_around(dir).map(|view| format!("the mount of {view}")),
+        };
+        match around {
+            None => Ok(()),
+            Some(around) => Err(Error::refused(format!("{} lies in {around}", dir.display()))
                 .hint("give a directory outside of it to mount on")),
         }
     }

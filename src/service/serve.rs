@@ -1,13 +1,13 @@
 //! Serving requests until the service is stopped, by a request or by a signal.
 
-use std::os::unix::net::UnixListener as StdListener;
+use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::Service;
 use super::startup::{PidFile, Socket};
@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 
 /// How long answers under way may take once the service is stopping.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long those who found the socket just before it was hidden have to be taken in.
+const LAST_CALL: Duration = Duration::from_millis(20);
 
 /// How long the blocks of removed files may stay.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
@@ -36,8 +39,7 @@ impl Running {
             service,
             pid,
         } = self;
-        let listener = socket.listener().map_err(Error::io("listen"))?;
-        let served = runtime.block_on(serve(listener, service.clone()));
+        let served = runtime.block_on(serve(&socket, service.clone()));
         // The process file's lock goes last: `zenith stop` waits for it.
         drop((socket, runtime, service));
         drop(pid);
@@ -46,8 +48,9 @@ impl Running {
     }
 }
 
-async fn serve(listener: StdListener, service: Arc<Service>) -> Result<()> {
-    let listener = UnixListener::from_std(listener).map_err(Error::io("listen"))?;
+async fn serve(socket: &Socket, service: Arc<Service>) -> Result<()> {
+    let listener = socket.listener().and_then(UnixListener::from_std);
+    let listener = listener.map_err(Error::io("listen"))?;
     let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
     for kind in [interrupt, terminate] {
         let signals = signal(kind).map_err(Error::io("listen for signals"))?;
@@ -55,18 +58,30 @@ async fn serve(listener: StdListener, service: Arc<Service>) -> Result<()> {
     }
     tokio::spawn(tidy(service.clone()));
     let stopped = service.stopped.subscribe();
-    let late = until(stopped.clone(), GRACE);
-    let server = axum::serve(listener, api::router(service)).with_graceful_shutdown(until(stopped, Duration::ZERO));
-    tokio::select! {
-        served = server => served.map_err(Error::io("serve requests")),
-        () = late => {
+    let (closing, close) = oneshot::channel();
+    let server = axum::serve(listener, api::router(service)).with_graceful_shutdown(closed(close));
+    let served = tokio::spawn(server.into_future());
+    until_stopped(stopped).await;
+    // Who has connected before is told that the service is stopping, and may ask the next one.
+    socket.hide();
+    tokio::time::sleep(LAST_CALL).await;
+    drop(closing);
+    match tokio::time::timeout(GRACE, served).await {
+        Ok(Ok(served)) => served.map_err(Error::io("serve requests")),
+        Ok(Err(died)) => Err(Error::failure(format!("serving requests ended: {died}"))),
+        Err(_) => {
             tracing::warn!("a client was still there after {GRACE:?}");
             Ok(())
         }
     }
 }
 
-/// Frees space while nobody waits for it.
+async fn closed(close: oneshot::Receiver<()>) {
+    // Nothing is ever sent: the other end is dropped.
+    let _dropped = close.await.is_err();
+}
+
+/// Frees space while nobody waits for it, and ends a service whose store was deleted.
 async fn tidy(service: Arc<Service>) {
     let mut ticks = tokio::time::interval(TIDY_EVERY);
     let mut stopped = service.stopped.subscribe();
@@ -76,17 +91,16 @@ async fn tidy(service: Arc<Service>) {
             _ = stopped.wait_for(|stopped| *stopped) => return,
         }
         let service = service.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || service.store.tidy()).await {
+        if let Err(error) = tokio::task::spawn_blocking(move || service.tidy()).await {
             tracing::error!("tidying failed: {error}");
         }
     }
 }
 
-/// Ready when the service has been stopped for that long.
-async fn until(mut stopped: watch::Receiver<bool>, grace: Duration) {
+/// Ready when the service has been stopped.
+async fn until_stopped(mut stopped: watch::Receiver<bool>) {
     // An error says that the service is gone, which is as good.
     let _gone = stopped.wait_for(|stopped| *stopped).await.is_err();
-    tokio::time::sleep(grace).await;
 }
 
 /// The first signal stops the service unless mounts are in use; the next one does it all the same.

@@ -132,6 +132,14 @@ impl Table {
         Ok(entry.place.view.clone())
     }
 
+    /// What is mounted on a directory that this one lies in.
+    pub fn mount_around(&self, dir: &Path) -> Option<ViewName> {
+        let inner = self.inner();
+        let above = |entry: &&Entry| entry.place.dir != dir && dir.starts_with(&entry.place.dir);
+        let around = inner.entries.iter().filter(above).find(|entry| !entry.is_missing());
+        around.map(|entry| entry.place.view.clone())
+    }
+
     /// Where the branch's head is mounted, or about to be.
     pub fn head_of(&self, branch: &BranchName) -> Option<PathBuf> {
         let view = ViewName::Head(branch.clone());

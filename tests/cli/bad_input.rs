@@ -24,7 +24,7 @@ fn what_does_not_exist_is_named() {
         3,
         &["mount", "main@x", "m"],
         "no snapshot named main@x",
-        "there are no snapshots yet",
+        "there are no snapshots of that branch yet",
     );
     sandbox.refused(3, &["snapshot", "list", "nope"], "no branch named nope", "main");
     sandbox.refused(
@@ -118,6 +118,48 @@ fn a_branch_is_mounted_in_one_place_and_not_deleted_there() {
         "another name",
     );
     assert!(!sandbox.path("n").exists());
+}
+
+#[test]
+fn a_directory_inside_a_mount_is_not_mounted_on() {
+    let sandbox = Sandbox::new("inside");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    sandbox.refused(
+        4,
+        &["mount", "other", "m/x", "--create"],
+        "lies in the mount of main",
+        "outside",
+    );
+    fs::create_dir(sandbox.path("m/x")).expect("made");
+    sandbox.refused(
+        4,
+        &["mount", "main", "m/x", "--cow", "other"],
+        "lies in the mount of main",
+        "outside",
+    );
+    assert_eq!(sandbox.json(&["branch"]).as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn a_killed_init_does_not_stand_in_the_way_of_the_next() {
+    let sandbox = Sandbox::bare("half-made");
+    let store = sandbox.store();
+    let half_made = || {
+        fs::create_dir_all(store.join("db")).expect("made");
+        for name in ["lock", "probe", "db/CURRENT"] {
+            fs::write(store.join(name), "half").expect("written");
+        }
+    };
+    half_made();
+    sandbox.refused(4, &["init", "--empty"], "is not empty", "an empty or a new directory");
+    assert!(store.join("db/CURRENT").exists());
+    fs::write(store.join("format.new"), "").expect("written");
+    fs::write(store.join("mine"), "").expect("written");
+    sandbox.refused(4, &["init", "--empty"], "is not empty", "an empty or a new directory");
+    assert!(store.join("db/CURRENT").exists());
+    fs::remove_file(store.join("mine")).expect("removed");
+    sandbox.ok(&["init", "--empty"]);
+    sandbox.ok(&["branch", "main", "--empty"]);
 }
 
 #[test]

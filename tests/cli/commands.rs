@@ -197,7 +197,7 @@ fn a_mount_that_fails_leaves_neither_branch_nor_directory() {
         3,
         &["mount", "main@none", "dir", "--create"],
         "no snapshot named main@none",
-        "no snapshots yet",
+        "no snapshots of that branch yet",
     );
     assert!(!sandbox.path("dir").exists());
     assert_eq!(sandbox.json(&["branch"]).as_array().map(Vec::len), Some(1));

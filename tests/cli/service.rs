@@ -36,7 +36,8 @@ fn a_mount_that_cannot_come_back_is_told_and_does_not_keep_the_service_from_star
     sandbox.ok(&["mount", "main", "m", "--create"]);
     sandbox.ok(&["stop"]);
     File::create(sandbox.path("m/in-the-way")).expect("made");
-    let status = sandbox.json(&["start"]);
+    sandbox.refused(1, &["start"], "1 of 1 mounts did not come back", "zenith umount");
+    let status = sandbox.json(&["status"]);
     assert!(
         status["mounts"][0]["error"]
             .as_str()
@@ -117,6 +118,53 @@ fn of_many_commands_at_once_one_starts_the_service_and_all_use_it() {
     assert_eq!(sandbox.json(&["branch"]).as_array().map(Vec::len), Some(8));
     let log = fs::read_to_string(sandbox.store().join("service.log")).expect("readable");
     assert_eq!(log.matches("the service is up").count(), 1, "{log}");
+}
+
+#[test]
+fn a_command_that_meets_a_service_that_is_ending_is_served_by_the_next_one() {
+    let sandbox = Sandbox::new("ending");
+    for round in 0..5 {
+        sandbox.ok(&["start"]);
+        let stop = sandbox.spawn(&["stop"]);
+        let commands: Vec<_> = (0..6)
+            .map(|n| sandbox.spawn(&["branch", &format!("b{round}-{n}"), "--empty"]))
+            .collect();
+        for command in commands.into_iter().chain([stop]) {
+            let output = command.wait_with_output().expect("it ends");
+            assert!(output.status.success(), "{}", text(&output.stderr));
+        }
+    }
+    assert_eq!(sandbox.json(&["branch"]).as_array().map(Vec::len), Some(30));
+}
+
+#[test]
+fn a_service_whose_store_is_deleted_ends() {
+    let sandbox = Sandbox::new("deleted");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    let (pid, open) = (sandbox.pid(), File::create(sandbox.path("m/file")).expect("made"));
+    fs::remove_dir_all(sandbox.store()).expect("removed");
+    until("it has ended", || kill(pid, None).is_err());
+    assert!(sandbox.mount_points().is_empty());
+    drop(open);
+}
+
+#[test]
+fn a_service_does_not_hold_what_its_starter_had_open() {
+    let sandbox = Sandbox::new("descriptors");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec 9>held && exec \"$0\" start", env!("CARGO_BIN_EXE_zenith")]);
+    let started = shell
+        .env("ZENITH_DIR", sandbox.store())
+        .current_dir(sandbox.path(""))
+        .output();
+    assert!(started.expect("it runs").status.success());
+    let held = sandbox.path("held");
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", sandbox.pid())).expect("listed");
+    let open: Vec<_> = descriptors
+        .flatten()
+        .filter_map(|fd| fs::read_link(fd.path()).ok())
+        .collect();
+    assert!(!open.is_empty() && !open.contains(&held), "{open:?}");
 }
 
 #[test]
@@ -213,7 +261,7 @@ fn an_init_whose_service_is_killed_leaves_nothing() {
     sandbox.kill_9();
     kill(child, Signal::SIGKILL).expect("killed");
     let output = client.wait_with_output().expect("it ends");
-    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(!sandbox.store().exists(), "{output:?}");
 }
 

@@ -15,11 +15,14 @@ const FILE_BLOCKS: u64 = 64 * 1024 * 1024 / BLOCK;
 const STRIDE: u64 = 7;
 const PUNCHED: std::ops::Range<u64> = FILE_BLOCKS / 3..FILE_BLOCKS * 2 / 3;
 
+/// What the probe writes to.
+pub const PROBE_FILE: &str = "probe";
+
 pub use super::filesystem::{Fitness, fitness};
 
 /// Runs the probe in `dir`; `Some(why)` says what the filesystem got wrong. Leaves nothing behind.
 pub fn probe(disk: &Disk, dir: &Path) -> io::Result<Option<String>> {
-    let path = dir.join("probe");
+    let path = dir.join(PROBE_FILE);
     disk.remove(&path)?;
     let file = disk.create(&path)?;
     let found = probe_file(disk, &file);

@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -123,18 +125,21 @@ fn of_many_commands_at_once_one_starts_the_service_and_all_use_it() {
 #[test]
 fn a_command_that_meets_a_service_that_is_ending_is_served_by_the_next_one() {
     let sandbox = Sandbox::new("ending");
-    for round in 0..5 {
+    for round in 0..20 {
         sandbox.ok(&["start"]);
         let stop = sandbox.spawn(&["stop"]);
-        let commands: Vec<_> = (0..6)
-            .map(|n| sandbox.spawn(&["branch", &format!("b{round}-{n}"), "--empty"]))
+        let commands: Vec<_> = (0..12)
+            .map(|n| {
+                thread::sleep(Duration::from_micros(200 * n));
+                sandbox.spawn(&["branch", &format!("b{round}-{n}"), "--empty"])
+            })
             .collect();
         for command in commands.into_iter().chain([stop]) {
             let output = command.wait_with_output().expect("it ends");
             assert!(output.status.success(), "{}", text(&output.stderr));
         }
     }
-    assert_eq!(sandbox.json(&["branch"]).as_array().map(Vec::len), Some(30));
+    assert_eq!(sandbox.json(&["branch"]).as_array().map(Vec::len), Some(240));
 }
 
 #[test]

@@ -6,7 +6,6 @@
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::ExitCode;
 
 use fusefs::MountError;
 
@@ -46,7 +45,7 @@ Exit codes:
   5  no service runs for the store";
 
 impl Kind {
-    pub fn exit_code(self) -> u8 {
+    pub fn exit_code(self) -> i32 {
         match self {
             Kind::Failure => 1,
             Kind::Usage => 2,
@@ -103,8 +102,8 @@ impl Error {
         Error::io(format!("{what} {}", path.display()))
     }
 
-    /// Prints the error and gives the exit code for it.
-    pub fn report(&self) -> ExitCode {
+    /// Prints the error.
+    pub fn report(&self) {
         let hint = self
             .hint
             .as_ref()
@@ -112,7 +111,11 @@ impl Error {
         let text = format!("error: {}\n{hint}", self.message);
         // Where stderr can't be written to, the exit code has to say it all.
         let _lost = io::stderr().write_all(text.as_bytes()).is_err();
-        ExitCode::from(self.kind.exit_code())
+    }
+
+    /// What a command that ends with the error exits with.
+    pub fn exit_code(&self) -> i32 {
+        self.kind.exit_code()
     }
 }
 

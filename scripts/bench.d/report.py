@@ -75,8 +75,11 @@ CLAIM_HEADER = ["where", "what", "measured", "limit", "unit", ""]
 
 
 def claim_row(row):
+    measured = [row["claim"], row["what"], f"{row['measured']:.2f}"]
+    if row["limit"] is None:
+        return [*measured, "", row["unit"], "to compare with"]
     verdict = "ok" if row["measured"] < row["limit"] else "MISSED"
-    return [row["claim"], row["what"], f"{row['measured']:.2f}", f"{row['limit']:.0f}", row["unit"], verdict]
+    return [*measured, f"{row['limit']:.0f}", row["unit"], verdict]
 
 
 def print_table(rows):

@@ -5,10 +5,13 @@
 //! work goes on to its end even when the client goes away. Nothing changes on GET; unknown fields are refused.
 
 pub mod branches;
+pub mod jobs;
 pub mod mounts;
+pub mod pgs;
 pub mod problem;
 pub mod snapshots;
 pub mod status;
+pub mod storages;
 
 use std::sync::Arc;
 
@@ -35,6 +38,9 @@ pub fn router(service: Arc<Service>) -> Router {
         .merge(branches::routes())
         .merge(snapshots::routes())
         .merge(mounts::routes())
+        .merge(pgs::routes())
+        .merge(storages::routes())
+        .merge(jobs::routes())
         .fallback(no_resource)
         .method_not_allowed_fallback(no_method)
         .layer(DefaultBodyLimit::max(BODY_MAX))

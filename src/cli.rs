@@ -4,10 +4,13 @@ mod branch;
 mod checkout;
 mod init;
 mod mount;
+mod pg;
+mod progress;
 mod snapshot;
 mod start;
 mod status;
 mod stop;
+mod storage;
 mod umount;
 mod version;
 
@@ -19,7 +22,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::client::Client;
 use crate::error::{EXIT_CODES, Error, Result};
-use crate::output::{self, Show};
+use crate::output::{self, Format, Show};
+use progress::Progress;
 use crate::{launch, store_dir};
 
 /// Git for PostgreSQL data directories: snapshots, rollbacks and copy-on-write branches as mounts
@@ -38,19 +42,27 @@ struct Context {
     /// The store [default: $ZENITH_DIR, else the nearest .zenith here or above, else ~/.zenith]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Everywhere")]
     store: Option<PathBuf>,
-    /// Print JSON
+    /// What to print
+    #[arg(short, long, global = true, value_enum, default_value_t, help_heading = "Everywhere")]
+    output: Format,
+    /// The same as --output json
     #[arg(long, global = true, help_heading = "Everywhere")]
     json: bool,
+    /// Print nothing but what was asked for: no progress, no sentences about what was done
+    #[arg(short, long, global = true, help_heading = "Everywhere")]
+    quiet: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
     Init(init::Init),
+    Pg(pg::Pg),
     Mount(mount::Mount),
     Umount(umount::Umount),
     Branch(branch::Branch),
     Snapshot(snapshot::Snapshot),
     Checkout(checkout::Checkout),
+    Storage(storage::Storage),
     Status(status::Status),
     Start(start::Start),
     Stop(stop::Stop),
@@ -62,6 +74,8 @@ impl Cli {
         let context = self.context;
         match self.command {
             Command::Init(verb) => verb.run(&context),
+            Command::Pg(verb) => verb.run(&context),
+            Command::Storage(verb) => verb.run(&context),
             Command::Mount(verb) => verb.run(&context),
             Command::Umount(verb) => verb.run(&context),
             Command::Branch(verb) => verb.run(&context),
@@ -99,12 +113,23 @@ impl Context {
         launch::client(&self.store_dir()?)
     }
 
+    fn progress(&self) -> Progress {
+        Progress::new(self.quiet)
+    }
+
     fn print(&self, answer: &impl Show) -> Result<()> {
-        output::print(answer, self.json)
+        output::print(answer, self.format())
     }
 
     fn done(&self, sentence: &str) -> Result<()> {
-        output::done(sentence, self.json)
+        match self.quiet {
+            true => Ok(()),
+            false => output::done(sentence, self.format()),
+        }
+    }
+
+    fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.output }
     }
 }
 

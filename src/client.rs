@@ -25,10 +25,13 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::api::branches::{Branch, CheckedOut, Checkout, NewBranch};
+use crate::api::jobs::{Job, RESPOND_ASYNC, State};
 use crate::api::mounts::{Mount, NewMount};
+use crate::api::pgs::{Acted, Action, LogText, NewPg, Pg, PgDetails};
 use crate::api::problem::Problem;
-use crate::api::snapshots::{NewSnapshot, Snapshot};
+use crate::api::snapshots::{NewSnapshot, Snapshot, SnapshotChange};
 use crate::api::status::{Status, Stop};
+use crate::api::storages::{NewStorage, Storage, StorageName};
 use crate::error::{Error, Kind, Result};
 use crate::store_dir;
 
@@ -117,6 +120,53 @@ impl Client {
         self.delete(&format!("/snapshots/{}", encoded(name)))
     }
 
+    pub fn change_snapshot(&self, name: &SnapshotName, change: &SnapshotChange) -> Result<Snapshot> {
+        self.with_body(Method::PATCH, &format!("/snapshots/{}", encoded(name)), change)
+    }
+
+    pub fn storages(&self) -> Result<Vec<Storage>> {
+        self.get("/storages")
+    }
+
+    pub fn storage(&self, name: &StorageName) -> Result<Storage> {
+        self.get(&format!("/storages/{}", encoded(name)))
+    }
+
+    pub fn attach_storage(&self, name: &StorageName, new: &NewStorage) -> Result<Storage> {
+        self.with_body(Method::PUT, &format!("/storages/{}", encoded(name)), new)
+    }
+
+    pub fn detach_storage(&self, name: &StorageName) -> Result<()> {
+        self.delete(&format!("/storages/{}", encoded(name)))
+    }
+
+    pub fn pgs(&self) -> Result<Vec<Pg>> {
+        self.get("/pgs")
+    }
+
+    pub fn pg(&self, name: &BranchName) -> Result<PgDetails> {
+        self.get(&pg_path(name))
+    }
+
+    pub fn pg_log(&self, name: &BranchName, from: u64) -> Result<LogText> {
+        self.get(&format!("{}/log?from={from}", pg_path(name)))
+    }
+
+    /// Without a name the service chooses one.
+    pub fn create_pg(&self, name: Option<&BranchName>, new: &NewPg, watcher: &mut dyn Watcher) -> Result<Pg> {
+        let path = name.map_or("/pgs".into(), pg_path);
+        self.job(Method::PUT, &path, body_of(new)?, watcher)
+    }
+
+    pub fn destroy_pg(&self, name: &BranchName, watcher: &mut dyn Watcher) -> Result<()> {
+        self.job(Method::DELETE, &pg_path(name), Bytes::new(), watcher)
+    }
+
+    pub fn act(&self, name: &BranchName, action: &Action, watcher: &mut dyn Watcher) -> Result<Acted> {
+        let path = format!("{}/actions", pg_path(name));
+        self.job(Method::POST, &path, body_of(action)?, watcher)
+    }
+
     pub fn mount(&self, new: &NewMount) -> Result<Mount> {
         self.post("/mounts", new)
     }
@@ -130,8 +180,11 @@ impl Client {
     }
 
     fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T> {
-        let body = serde_json::to_vec(body).map_err(|error| Error::usage(error.to_string()))?;
-        self.send(Method::POST, path, body.into())
+        self.with_body(Method::POST, path, body)
+    }
+
+    fn with_body<B: Serialize, T: DeserializeOwned>(&self, method: Method, path: &str, body: &B) -> Result<T> {
+        self.send(method, path, body_of(body)?)
     }
 
     fn delete(&self, path: &str) -> Result<()> {
@@ -139,37 +192,87 @@ impl Client {
     }
 
     fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
+        let answer = self.exchange(&Asked { method, path, body })?;
+        serde_json::from_slice(&answer).map_err(|error| self.broken(&error))
+    }
+
+    /// Has work done as a job, and tells the steps while it goes on.
+    fn job<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        watcher: &mut dyn Watcher,
+    ) -> Result<T> {
+        let job: Job = self.send(method, path, body)?;
+        let events = format!("/jobs/{}/events", job.id);
+        let mut lines = Vec::new();
+        let mut told = |part: &[u8]| {
+            lines.extend_from_slice(part);
+            while let Some(end) = lines.windows(2).position(|two| two == b"\n\n") {
+                let event: Vec<u8> = lines.drain(..end + 2).collect();
+                if let Some(("step", what)) = parse_event(&String::from_utf8_lossy(&event)) {
+                    watcher.step(&what);
+                }
+            }
+        };
+        let asked = Asked {
+            method: Method::GET,
+            path: &events,
+            body: Bytes::new(),
+        };
+        // A lost connection says nothing of the job.
+        let listened = self.exchange_once(&asked, &mut told).is_ok();
+        watcher.done();
+        let ended: Job = self.get(&format!("/jobs/{}", job.id))?;
+        match (ended.state, ended.error) {
+            (State::Done, _) => {
+                let result = ended.result.unwrap_or_default();
+                serde_json::from_value(result).map_err(|error| self.broken(&error))
+            }
+            (State::Failed, Some(problem)) => Err(problem.into()),
+            _ => Err(self.broken(&format!("listening to the job ended early ({listened})"))),
+        }
+    }
+
+    fn exchange(&self, asked: &Asked) -> Result<Bytes> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match (self.send_once(method.clone(), path, body.clone()), self.start) {
+            let mut whole = Vec::new();
+            let mut keep = |part: &[u8]| whole.extend_from_slice(part);
+            match (self.exchange_once(asked, &mut keep), self.start) {
                 (Err(error), Some(start)) if error.kind == Kind::NoService && Instant::now() < deadline => {
                     start(&self.store)?;
                 }
-                (answer, _) => return answer,
+                (answer, _) => return answer.map(|()| whole.into()),
             }
         }
     }
 
-    /// [`Kind::NoService`] says that the request has changed nothing.
-    fn send_once<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
+    /// [`Kind::NoService`] says that the request has changed nothing. `heard` gets the answer as it comes in.
+    fn exchange_once(&self, asked: &Asked, heard: &mut dyn FnMut(&[u8])) -> Result<()> {
         let stream = open(&self.store).map_err(|error| self.not_reached(error))?;
-        let reads_only = method == Method::GET;
         let request = Request::builder()
-            .method(method)
-            .uri(path)
+            .method(asked.method.clone())
+            .uri(asked.path)
             .header(header::HOST, "localhost")
             .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
+            .header("prefer", RESPOND_ASYNC)
+            .body(Full::new(asked.body.clone()))
             .map_err(|error| Error::usage(error.to_string()))?;
-        let answer = self.runtime.block_on(exchange(stream, request));
-        let (status, answer) = answer.map_err(|error| match reads_only {
+        let mut refusal = Vec::new();
+        let answer = self.runtime.block_on(exchange(stream, request, |status, part| match status.is_success() {
+            true => heard(part),
+            false => refusal.extend_from_slice(part),
+        }));
+        let status = answer.map_err(|error| match asked.method == Method::GET {
             true => self.no_service(),
             false => self.broken(&error),
         })?;
         if status.is_success() {
-            return serde_json::from_slice(&answer).map_err(|error| self.broken(&error));
+            return Ok(());
         }
-        let problem: Problem = serde_json::from_slice(&answer).map_err(|error| self.broken(&error))?;
+        let problem: Problem = serde_json::from_slice(&refusal).map_err(|error| self.broken(&error))?;
         Err(problem.into())
     }
 
@@ -195,15 +298,57 @@ impl Client {
     }
 }
 
-/// One request and its answer.
-async fn exchange(stream: UnixStream, request: Request<Full<Bytes>>) -> io::Result<(StatusCode, Bytes)> {
+/// A request as it is sent, perhaps more than once.
+struct Asked<'a> {
+    method: Method,
+    path: &'a str,
+    body: Bytes,
+}
+
+/// Hears of the steps of work that takes a while.
+pub trait Watcher {
+    fn step(&mut self, what: &str);
+    fn done(&mut self);
+}
+
+fn body_of(body: &impl Serialize) -> Result<Bytes> {
+    let json = serde_json::to_vec(body).map_err(|error| Error::usage(error.to_string()))?;
+    Ok(json.into())
+}
+
+fn pg_path(name: &BranchName) -> String {
+    format!("/pgs/{}", encoded(name))
+}
+
+/// The kind and data of a server-sent event; comments have none.
+fn parse_event(text: &str) -> Option<(&str, String)> {
+    let field = |name: &'static str| {
+        let values = text.lines().filter_map(move |line| line.strip_prefix(name)?.strip_prefix(':'));
+        values.map(|value| value.strip_prefix(' ').unwrap_or(value))
+    };
+    let data: Vec<&str> = field("data").collect();
+    Some((field("event").next()?, data.join("\n")))
+}
+
+/// One request; `heard` gets the parts of its answer.
+async fn exchange(
+    stream: UnixStream,
+    request: Request<Full<Bytes>>,
+    mut heard: impl FnMut(StatusCode, &[u8]),
+) -> io::Result<StatusCode> {
     stream.set_nonblocking(true)?;
     let stream = TokioIo::new(tokio::net::UnixStream::from_std(stream)?);
     let (mut sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
     let answer = async move {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        Ok((status, response.into_body().collect().await?.to_bytes()))
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            if let Ok(part) = frame?.into_data() {
+                heard(status, &part);
+            }
+        }
+        Ok(status)
     };
     let (answer, _) = tokio::join!(answer, connection);
     answer.map_err(|error: hyper::Error| io::Error::other(error))
@@ -236,4 +381,16 @@ fn nobody_listens(error: &io::Error) -> bool {
 
 fn encoded(part: impl Display) -> String {
     utf8_percent_encode(&part.to_string(), NON_ALPHANUMERIC).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read_as_they_are_sent() {
+        assert_eq!(parse_event("event: step\ndata: one\ndata: two\n\n"), Some(("step", "one\ntwo".into())));
+        assert_eq!(parse_event("event:done\ndata:{}\n\n"), Some(("done", "{}".into())));
+        assert_eq!(parse_event(": still there\n\n"), None);
+    }
 }

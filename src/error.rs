@@ -160,7 +160,7 @@ fn kind_of(error: &pageserver::Error) -> Kind {
         E::StoreExists { .. } | E::NotEmpty { .. } | E::Locked { .. } => Kind::Refused,
         E::BranchExists { .. } | E::SnapshotExists { .. } => Kind::Refused,
         E::NewerFormat { .. } | E::UnsupportedFilesystem { .. } => Kind::Refused,
-        E::Busy { .. } | E::Needed { .. } => Kind::Refused,
+        E::Busy { .. } | E::Needed { .. } | E::Protected { .. } => Kind::Refused,
         _ => Kind::Failure,
     }
 }

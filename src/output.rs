@@ -1,4 +1,4 @@
-//! What commands print: tables and sentences for people, `--json` for programs.
+//! What commands print: tables and sentences for people, JSON or YAML for programs.
 
 use std::io::{self, Write};
 
@@ -8,10 +8,23 @@ use serde::Serialize;
 
 use crate::api::branches::{Branch, CheckedOut};
 use crate::api::mounts::Mount;
+use crate::api::pgs::{Acted, Pg, PgDetails};
 use crate::api::snapshots::{Postgres, Snapshot};
 use crate::api::status::Status;
+use crate::api::storages::Storage;
 use crate::error::{Error, Result};
+use crate::postgres::server;
 use crate::time::human;
+
+/// The form of an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, clap::ValueEnum)]
+pub enum Format {
+    /// Tables and sentences, for people
+    #[default]
+    Table,
+    Json,
+    Yaml,
+}
 
 /// An answer that people can read.
 pub trait Show: Serialize {
@@ -19,17 +32,22 @@ pub trait Show: Serialize {
 }
 
 /// Prints the answer in the form asked for.
-pub fn print(answer: &impl Show, json: bool) -> Result<()> {
-    let text = match json {
-        true => serde_json::to_string_pretty(answer).map_err(|error| Error::failure(error.to_string()))?,
-        false => answer.text(),
+pub fn print(answer: &impl Show, format: Format) -> Result<()> {
+    let unprintable = |error: &dyn std::fmt::Display| Error::failure(format!("the answer can't be printed: {error}"));
+    let text = match format {
+        Format::Table => answer.text(),
+        Format::Json => serde_json::to_string_pretty(answer).map_err(|error| unprintable(&error))?,
+        Format::Yaml => serde_saphyr::to_string(answer).map_err(|error| unprintable(&error))?,
     };
     line(&text)
 }
 
 /// As [`print()`], for what a command did and has nothing to show of.
-pub fn done(sentence: &str, json: bool) -> Result<()> {
-    line(if json { "{}" } else { sentence })
+pub fn done(sentence: &str, format: Format) -> Result<()> {
+    match format {
+        Format::Table => line(sentence),
+        Format::Json | Format::Yaml => line("{}"),
+    }
 }
 
 /// A reader that has seen enough (`zenith branch | head -1`) is no error.
@@ -93,11 +111,27 @@ impl Show for Vec<Snapshot> {
             [
                 snapshot.name.to_string(),
                 human(snapshot.created),
+                snapshot.used.map_or(String::new(), bytes),
+                snapshot.total.map_or(String::new(), bytes),
                 postgres.map_or(String::new(), state),
                 postgres.map_or(String::new(), |postgres| postgres.redo_lsn.clone()),
+                snapshot.wal_to_replay.filter(|_| postgres.is_some()).map_or(String::new(), bytes),
+                stays(snapshot),
             ]
         };
-        table(["SNAPSHOT", "TAKEN", "POSTGRES", "REDO LSN"], self.iter().map(row))
+        table(
+            ["SNAPSHOT", "TAKEN", "USED", "TOTAL", "POSTGRES", "REDO LSN", "REPLAY", "STAYS"],
+            self.iter().map(row),
+        )
+    }
+}
+
+/// How long a snapshot is kept.
+fn stays(snapshot: &Snapshot) -> String {
+    match (snapshot.protected, snapshot.expires) {
+        (true, _) => "protected".into(),
+        (false, Some(at)) => format!("until {}", human(at)),
+        (false, None) => String::new(),
     }
 }
 
@@ -110,6 +144,135 @@ impl Show for Snapshot {
     fn text(&self) -> String {
         format!("snapshot {}", self.name)
     }
+}
+
+impl Show for Vec<Pg> {
+    fn text(&self) -> String {
+        if self.is_empty() {
+            return "no pgs yet: `zenith pg create` makes one".into();
+        }
+        let row = |pg: &Pg| {
+            [
+                role(pg),
+                pg.name.to_string(),
+                bytes(pg.used),
+                pg.storage.to_string(),
+                endpoint(pg),
+                standing(pg),
+            ]
+        };
+        table(
+            ["ROLE", "PGDATA", "USED", "STORAGE", "ENDPOINT", "STATUS"],
+            self.iter().map(row),
+        )
+    }
+}
+
+fn role(pg: &Pg) -> String {
+    match &pg.follows {
+        Some(primary) => format!("replica of {primary}"),
+        None => "primary".into(),
+    }
+}
+
+fn endpoint(pg: &Pg) -> String {
+    format!("localhost:{}", pg.port)
+}
+
+fn standing(pg: &Pg) -> String {
+    let status = match pg.status {
+        server::Status::Stopped => "stopped",
+        server::Status::Starting => "starting",
+        server::Status::Running => "running",
+        server::Status::Stopping => "stopping",
+    };
+    match (&pg.error, pg.mounted) {
+        (Some(error), _) => format!("broken: {error}"),
+        (None, true) => status.into(),
+        (None, false) => "not mounted".into(),
+    }
+}
+
+impl Show for Pg {
+    fn text(&self) -> String {
+        let dir = self.dir.display();
+        match self.status {
+            server::Status::Running => format!(
+                "{} is running on port {}, its data is in {dir}\nnext: zenith pg psql {}",
+                self.name, self.port, self.name
+            ),
+            _ => format!("{} is {}, its data is in {dir}", self.name, standing(self)),
+        }
+    }
+}
+
+impl Show for Acted {
+    fn text(&self) -> String {
+        match (&self.kept, self.pg.status) {
+            (Some(kept), _) => format!("{} is set back; `zenith pg checkout '{kept}'` goes forward again", self.pg.name),
+            (None, server::Status::Running) => format!("{} is running on port {}", self.pg.name, self.pg.port),
+            (None, _) => format!("{} is {}", self.pg.name, standing(&self.pg)),
+        }
+    }
+}
+
+impl Show for PgDetails {
+    fn text(&self) -> String {
+        let pg = &self.pg;
+        let names = |names: Vec<String>| match names.is_empty() {
+            true => "none".into(),
+            false => names.join(", "),
+        };
+        let wal_timeline = self.wal_timeline.map_or(String::new(), |number| format!(", WAL timeline {number}"));
+        let server = pg.pid.map_or(String::new(), |pid| format!(", pid {pid}"));
+        let parent = pg.parent.clone().unwrap_or_else(|| "none".into());
+        [
+            format!("pg         {} ({})", pg.name, role(pg)),
+            format!("status     {}{server}", standing(pg)),
+            format!("data       {}", pg.dir.display()),
+            format!("storage    {}, {} used", pg.storage, bytes(pg.used)),
+            format!("parent     {parent}"),
+            format!("postgres   {}, runs as {}", self.version, pg.user),
+            format!("programs   {}", self.pg_bin.display()),
+            format!("redo LSN   {}{wal_timeline}", self.redo_lsn.clone().unwrap_or_else(|| "unknown".into())),
+            format!("conninfo   {}", self.conninfo),
+            format!("snapshots  {}", names(self.snapshots.iter().map(ToString::to_string).collect())),
+            format!("replicas   {}", names(self.replicas.iter().map(ToString::to_string).collect())),
+            format!("pitr areas {}", names(Vec::new())),
+            format!("log        {}", self.log.display()),
+        ]
+        .join("\n")
+    }
+}
+
+impl Show for Vec<Storage> {
+    fn text(&self) -> String {
+        let row = |storage: &Storage| {
+            [
+                storage.name.to_string(),
+                bytes(storage.used),
+                storage.kind.clone(),
+                storage.options.to_string(),
+                match &storage.error {
+                    Some(error) => format!("{} (broken: {error})", storage.path.display()),
+                    None => storage.path.display().to_string(),
+                },
+            ]
+        };
+        table(["NAME", "USED", "TYPE", "OPTIONS", "PATH"], self.iter().map(row))
+    }
+}
+
+impl Show for Storage {
+    fn text(&self) -> String {
+        let warning = self.warning.iter().map(|warning| format!("WARNING: {warning}\n"));
+        let attached = format!("storage {} is attached: {}", self.name, self.path.display());
+        warning.chain([attached]).collect()
+    }
+}
+
+fn bytes(count: u64) -> String {
+    ByteSize(count).display().iec().to_string()
 }
 
 impl Show for CheckedOut {

@@ -1,80 +1,117 @@
-//! Postgres' programs: where they are, as whom they run, and initdb.
+//! Postgres' programs: where they are, as whom they run, and what they are run for.
 //!
-//! Postgres refuses to run as root. A service of root therefore runs it as the user `postgres`, any other service
-//! as its own user. Programs get an argument array and a small environment, never a shell.
+//! Postgres refuses to run as root. A service of root therefore runs it as the owner of the data directory, which is the
+//! user `postgres` unless another one was named; any other service as its own user. Programs get an argument array
+//! and a small environment, never a shell.
+
+pub mod cluster;
+pub mod programs;
+pub mod server;
 
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use nix::unistd::{User, getegid, geteuid};
+use nix::unistd::{Gid, Uid, User, getegid, geteuid};
 
 use crate::error::{Error, Result};
 
-/// The user that a cluster made by root belongs to.
+/// The user that a cluster made by root belongs to when no other is named.
 const USER: &str = "postgres";
 
-/// Where Debian and Ubuntu keep one directory per major version.
-const DEBIAN: &str = "/usr/lib/postgresql";
+/// User and group of a data directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    pub uid: Uid,
+    pub gid: Gid,
+}
 
-/// How much of what a failed initdb said is passed on.
-const LAST_LINES: usize = 8;
-
-/// The directory with initdb: the one named, else `$ZENITH_PG_BIN`, else what `pg_config` says, else on `$PATH`,
-/// else Debian's newest.
-pub fn find_bin(flag: Option<&Path>) -> Result<PathBuf> {
-    let variable = env::var_os("ZENITH_PG_BIN").filter(|dir| !dir.is_empty());
-    if let Some(dir) = flag.map(Path::to_path_buf).or(variable.map(PathBuf::from)) {
-        return with_initdb(&dir).ok_or_else(|| {
-            Error::not_found(format!("there is no initdb in {}", dir.display()))
-                .hint("--pg-bin (or ZENITH_PG_BIN) is the directory with initdb, postgres and pg_ctl")
-        });
+impl Owner {
+    /// Who will run Postgres on a new data directory.
+    pub fn of_new(named: Option<&str>) -> Result<Owner> {
+        let own = Owner::own();
+        match (named, own.uid.is_root()) {
+            (None, false) => Ok(own),
+            (named, true) => Ok(Owner::of_user(user(named.unwrap_or(USER))?)),
+            (Some(named), false) => match user(named)? {
+                user if user.uid == own.uid => Ok(own),
+                _ => Err(Error::refused(format!("only root can run Postgres as the user {named}"))
+                    .hint("leave --user away, or run zenith as root")),
+            },
+        }
     }
-    let mut places = pg_config().into_iter().chain(on_path()).chain(debian());
-    places.find_map(|dir| with_initdb(&dir)).ok_or_else(|| {
-        Error::not_found("PostgreSQL's initdb was not found")
-            .hint("install PostgreSQL's server, name its programs with --pg-bin DIR, or use `zenith init --empty`")
-    })
+
+    /// Who runs Postgres on a data directory that is there. Postgres refuses everybody but its owner.
+    pub fn of_dir(dir: &Path) -> Result<Owner> {
+        let meta = fs::metadata(dir).map_err(Error::path("look at", dir))?;
+        let owner = Owner {
+            uid: Uid::from_raw(meta.uid()),
+            gid: Gid::from_raw(meta.gid()),
+        };
+        let refused = |why: &str| {
+            let dir = dir.display();
+            Err(Error::refused(format!("{dir} belongs to {}, {why}", owner.name()))
+                .hint(format!("give it to the user that is to run Postgres: `chown -R USER {dir}`")))
+        };
+        match (owner.uid.is_root(), geteuid()) {
+            (true, _) => refused("and Postgres refuses to run as root"),
+            (false, own) if own.is_root() || own == owner.uid => Ok(owner),
+            _ => refused("and only root can run Postgres as somebody else"),
+        }
+    }
+
+    /// The service's own user.
+    pub fn own() -> Owner {
+        Owner {
+            uid: geteuid(),
+            gid: getegid(),
+        }
+    }
+
+    fn of_user(user: User) -> Owner {
+        Owner {
+            uid: user.uid,
+            gid: user.gid,
+        }
+    }
+
+    /// The user's name, or its number where it has none.
+    pub fn name(&self) -> String {
+        let user = User::from_uid(self.uid).ok().flatten();
+        user.map_or(self.uid.to_string(), |user| user.name)
+    }
+
+    /// User and group of the root directory of a new, empty branch.
+    pub fn ids(&self) -> (u32, u32) {
+        (self.uid.as_raw(), self.gid.as_raw())
+    }
+
+    /// A program as this user. `Command::uid` drops root's supplementary groups as well.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().current_dir("/").stdin(Stdio::null());
+        command.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LC_MESSAGES", "C");
+        if geteuid().is_root() {
+            command.uid(self.uid.as_raw()).gid(self.gid.as_raw());
+        }
+        command
+    }
 }
 
-/// The directory, absolute, if initdb is there.
-fn with_initdb(dir: &Path) -> Option<PathBuf> {
-    let dir = fs::canonicalize(dir).ok()?;
-    dir.join("initdb").is_file().then_some(dir)
-}
-
-fn pg_config() -> Option<PathBuf> {
-    let output = Command::new("pg_config")
-        .arg("--bindir")
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    let dir = String::from_utf8(output.stdout).ok()?;
-    output.status.success().then(|| dir.trim().into())
-}
-
-fn on_path() -> Vec<PathBuf> {
-    env::var_os("PATH").map_or(Vec::new(), |path| env::split_paths(&path).collect())
-}
-
-/// Newest first.
-fn debian() -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(DEBIAN) else {
-        return Vec::new();
-    };
-    let major = |name: &str| name.parse::<u32>().ok();
-    let mut versions: Vec<u32> = entries
-        .flatten()
-        .filter_map(|entry| major(entry.file_name().to_str()?))
-        .collect();
-    versions.sort_unstable_by(|a, b| b.cmp(a));
-    versions
-        .iter()
-        .map(|version| Path::new(DEBIAN).join(version.to_string()).join("bin"))
-        .collect()
+fn user(name: &str) -> Result<User> {
+    let found = User::from_name(name).map_err(Error::io(format!("look up the user {name}")))?;
+    let user = found.ok_or_else(|| {
+        Error::not_found(format!("there is no user {name}, and Postgres refuses to run as root"))
+            .hint("install PostgreSQL's server package, name another user, or run zenith as an ordinary user")
+    })?;
+    match user.uid.is_root() {
+        true => Err(Error::refused("Postgres refuses to run as root").hint("name another user with --user")),
+        false => Ok(user),
+    }
 }
 
 /// What of the caller's environment initdb may see: it writes language and time zone into the configuration.
@@ -89,97 +126,28 @@ fn is_locale(name: &str) -> bool {
     name == "LANG" || name == "TZ" || name.starts_with("LC_")
 }
 
-/// User and group of the root directory of a new, empty branch: whoever will run Postgres on it.
-pub fn owner() -> (u32, u32) {
-    let own = (geteuid().as_raw(), getegid().as_raw());
-    match server_user() {
-        Ok(Some(user)) => (user.uid.as_raw(), user.gid.as_raw()),
-        _ => own,
-    }
-}
-
-/// The user Postgres must run as when it isn't the service's own.
-fn server_user() -> Result<Option<User>> {
-    if !geteuid().is_root() {
-        return Ok(None);
-    }
-    match User::from_name(USER).map_err(Error::io("look up the user postgres"))? {
-        Some(user) => Ok(Some(user)),
-        None => Err(
-            Error::not_found(format!("there is no user {USER}, and Postgres refuses to run as root"))
-                .hint("install PostgreSQL's server package, or run zenith as an ordinary user"),
-        ),
-    }
-}
-
-/// What initdb is to make.
-pub struct Cluster<'a> {
-    pub pg_bin: &'a Path,
-    pub dir: &'a Path,
-    pub options: &'a [String],
-    pub locale: &'a BTreeMap<String, String>,
-}
-
-impl Cluster<'_> {
-    /// Runs initdb, with data checksums and without trust; the caller's options come last and win.
-    pub fn initdb(&self) -> Result<()> {
-        let mut command = self.command("initdb")?;
-        command.args(["--data-checksums", "--auth-local=peer", "--auth-host=scram-sha-256"]);
-        command.args(self.options).arg("--pgdata").arg(self.dir);
-        let output = command.output().map_err(Error::path("run initdb from", self.pg_bin))?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(initdb_failed(&output)),
-        }
-    }
-
-    /// The program as the right user. `Command::uid` drops root's supplementary groups as well.
-    fn command(&self, program: &str) -> Result<Command> {
-        let mut command = Command::new(self.pg_bin.join(program));
-        command.env_clear().current_dir("/").stdin(Stdio::null());
-        command.env("PATH", "/usr/local/bin:/usr/bin:/bin");
-        command.envs(self.locale.iter().filter(|(name, _)| is_locale(name)));
-        if let Some(user) = server_user()? {
-            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
-        }
-        Ok(command)
-    }
-}
-
-fn initdb_failed(output: &Output) -> Error {
-    let said = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
-    let said = String::from_utf8_lossy(&said);
+/// The end of what a failed program said, each line indented.
+fn last_lines(said: &str, most: usize) -> String {
     let lines: Vec<&str> = said
         .lines()
         .map(str::trim_end)
         .filter(|line| !line.is_empty())
         .collect();
-    let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
-    Error::failure(format!("initdb failed ({}):\n  {}", output.status, last.join("\n  ")))
-        .hint("nothing was kept of it; options after `--` go to initdb")
+    lines[lines.len().saturating_sub(most)..].join("\n  ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::ExitStatus;
-
-    #[test]
-    fn a_failed_initdb_is_told_by_its_last_lines() {
-        let output = Output {
-            status: ExitStatus::from_raw(1 << 8),
-            stdout: (0..20).map(|n| format!("step {n}\n")).collect::<String>().into(),
-            stderr: b"initdb: error: no space\n".into(),
-        };
-        let message = initdb_failed(&output).message;
-        assert!(message.ends_with("step 19\n  initdb: error: no space"), "{message}");
-        assert!(!message.contains("step 12\n"), "{message}");
-    }
 
     #[test]
     fn only_language_and_time_zone_reach_initdb() {
         assert!(is_locale("LC_ALL") && is_locale("LANG") && is_locale("TZ"));
         assert!(!is_locale("LD_PRELOAD") && !is_locale("PGDATA"));
+    }
+
+    #[test]
+    fn of_what_a_program_said_the_end_is_told() {
+        assert_eq!(last_lines("one\n\ntwo  \nthree\n", 2), "two\n  three");
     }
 }

@@ -1,52 +1,64 @@
 //! The service: the one process that owns a store, its mounts and its socket.
 //!
 //! ```text
-//!   cli ──REST──> api ──> Service ──┬─> Store      (pageserver)
-//!                                   ├─> Table      which view is mounted where, remembered on disk
+//!   cli ──REST──> api ──> Service ──┬─> Storages ──> Store   (pageserver)
+//!                                   ├─> Table      which view is mounted where
+//!                                   ├─> Memory     mounts, pgs and storages, remembered on disk
 //!                   kernel <──FUSE──┴─> Mount      (fusefs)
 //! ```
 //!
 //! Rules:
 //! * Operations block, so they run on threads made for that; what is begun goes on although its client goes away.
 //! * What takes several steps (mount, umount, checkout, …) holds its branch's lock ([`locks`]) and undoes what it
-//!   did when a later step fails. What outlives a crash in the middle stands in the table's file beforehand.
+//!   did when a later step fails. What outlives a crash in the middle stands in the memory beforehand.
 //! * Stopping waits for the operations that run, lets no new ones in, and unmounts without forgetting.
 
 mod branches;
 mod cluster;
 mod detach;
 mod gate;
+pub mod jobs;
 mod locks;
 mod log;
+mod memory;
 mod mounts;
-mod remembered;
+mod pgs;
 mod serve;
 mod snapshots;
 mod startup;
+mod storages;
 mod table;
 
 use std::path::Path;
 use std::process;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
-use nix::sys::statvfs::statvfs;
 use pageserver::Store;
 use tokio::sync::watch;
 
 use crate::api::status::{self, Process, Status};
+use crate::api::storages::{NewStorage, Storage, StorageName};
 use crate::error::{Error, Result};
+use crate::store_dir;
 use gate::Gate;
+use jobs::Jobs;
 use locks::BranchLocks;
+use memory::Memory;
 use mounts::log_failure;
+use storages::Storages;
 use table::Table;
 
 /// Everything that requests work on.
 pub struct Service {
-    store: Arc<Store>,
+    storages: Storages,
+    memory: Arc<Memory>,
     table: Table,
+    pub jobs: Jobs,
     locks: BranchLocks,
     gate: Gate,
+    /// Held while something that must be nobody else's is chosen: a port.
+    choosing: Mutex<()>,
     started: Timestamp,
     /// Becomes true when the process is to end.
     stopped: watch::Sender<bool>,
@@ -74,11 +86,15 @@ pub fn run_spawned(dir: &Path) -> Result<()> {
 
 impl Service {
     fn new(store: Arc<Store>) -> Result<Service> {
+        let memory = Arc::new(Memory::load(&store.dir().join(store_dir::STATE))?);
         Ok(Service {
-            table: Table::load(store.dir())?,
-            store,
+            table: Table::new(memory.clone()),
+            storages: Storages::open(store, memory.clone()),
+            memory,
+            jobs: Jobs::default(),
             locks: BranchLocks::default(),
             gate: Gate::default(),
+            choosing: Mutex::default(),
             started: Timestamp::now(),
             stopped: watch::Sender::new(false),
         })
@@ -92,27 +108,61 @@ impl Service {
                 version: env!("CARGO_PKG_VERSION").into(),
                 started: self.started,
             },
-            branches: self.store.branches().len(),
-            snapshots: self.store.snapshots(None).len(),
+            branches: self.branches().len(),
+            snapshots: self.snapshots(None)?.len(),
             mounts: self.mounts()?,
         })
     }
 
     fn store_status(&self) -> Result<status::Store> {
-        let dir = self.store.dir();
-        let space = statvfs(dir).map_err(Error::path("look at", dir))?;
+        let store = self.storages.local();
+        let space = store.space()?;
         Ok(status::Store {
-            dir: dir.into(),
-            total: space.blocks() * space.fragment_size(),
-            available: space.blocks_available() * space.fragment_size(),
-            warning: self.store.warning().map(String::from),
+            dir: store.dir().into(),
+            total: space.total,
+            available: space.available,
+            warning: store.warning().map(String::from),
         })
+    }
+
+    pub fn storages(&self) -> Result<Vec<Storage>> {
+        self.storages.list()
+    }
+
+    pub fn storage(&self, name: &StorageName) -> Result<Storage> {
+        self.storages.show(name)
+    }
+
+    pub fn attach_storage(&self, name: &StorageName, new: &NewStorage) -> Result<Storage> {
+        let _inside = self.gate.enter()?;
+        self.storages.attach(name, new)
+    }
+
+    /// Refused while a pg or a mount uses it.
+    pub fn detach_storage(&self, name: &StorageName) -> Result<()> {
+        let _inside = self.gate.enter()?;
+        let pgs = self.memory.get().pgs.clone();
+        if let Some((pg, _)) = pgs.iter().find(|(_, record)| record.storage == *name) {
+            return Err(Error::refused(format!("{pg} lies in the storage {name}"))
+                .hint(format!("`zenith pg destroy {pg}` first, or leave the storage attached")));
+        }
+        for branch in self.storages.named(name)?.branches() {
+            if let Some(dir) = self.table.head_of(&branch.name) {
+                return Err(branches::mounted(&branch.name, &dir));
+            }
+        }
+        self.storages.detach(name)
     }
 
     /// To be called every now and then.
     fn tidy(self: &Arc<Self>) {
-        match self.store.is_deleted() {
-            false => self.store.tidy(),
+        match self.storages.local().is_deleted() {
+            false => {
+                for (_, store) in self.storages.stores() {
+                    store.tidy();
+                }
+                self.destroy_expired();
+            }
             true => {
                 tracing::error!("the store was deleted: stopping");
                 log_failure("stop", self.stop(true));

@@ -28,8 +28,11 @@ pub const LOG: &str = "service.log";
 /// Holds the service's process id, and a lock for as long as it lives.
 pub const PID: &str = "service.pid";
 
-/// The mounts that a start establishes again.
-pub const MOUNTS: &str = "mounts.json";
+/// What the service remembers: mounts that a start establishes again, pgs, storages.
+pub const STATE: &str = "state.json";
+
+/// The logs of the pgs' servers.
+pub const PG_LOGS: &str = "pgs";
 
 /// The store a command works on, as an absolute path without symbolic links.
 pub fn existing(flag: Option<&Path>) -> Result<PathBuf> {

@@ -19,6 +19,14 @@ pub fn timestamp(time: Time) -> Timestamp {
     Timestamp::new(time.secs, nanos).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
+/// A moment of the API for the page store.
+pub fn time(at: Timestamp) -> Time {
+    Time {
+        secs: at.as_second(),
+        nanos: at.subsec_nanosecond().unsigned_abs(),
+    }
+}
+
 /// Local time, to the second.
 pub fn human(at: Timestamp) -> String {
     let local = at.to_zoned(TimeZone::system());

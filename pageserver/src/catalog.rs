@@ -58,6 +58,12 @@ pub struct SnapshotRecord {
     pub layer: LayerId,
     pub created: Time,
     pub postgres: Option<PgInfo>,
+    /// Not to be destroyed until this is taken back.
+    #[serde(default)]
+    pub protected: bool,
+    /// When it may go by itself.
+    #[serde(default)]
+    pub expires: Option<Time>,
 }
 
 /// One thing's new record; `None` is its end.
@@ -145,6 +151,16 @@ impl Catalog {
         self.layers.get(&id).ok_or_else(|| Error::Damaged {
             what: format!("layer {id} is missing from the catalog"),
         })
+    }
+
+    pub fn layers(&self) -> impl Iterator<Item = (LayerId, &LayerRecord)> {
+        self.layers.iter().map(|(id, record)| (*id, record))
+    }
+
+    /// A timeline's head, and what was sealed of it.
+    pub fn layers_of(&self, timeline: TimelineId) -> impl Iterator<Item = LayerId> {
+        let own = self.layers().filter(move |(_, record)| record.timeline == timeline);
+        own.map(|(id, _)| id)
     }
 
     pub fn timelines(&self) -> impl Iterator<Item = (TimelineId, &TimelineRecord)> {

@@ -295,6 +295,23 @@ impl Disk {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
     }
 
+    /// Bytes allocated to the files in a directory; none when it is not there.
+    pub fn bytes_in(&self, path: &Path) -> io::Result<u64> {
+        self.before(Call::List)?;
+        let entries = match fs::read_dir(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+            entries => entries?,
+        };
+        let mut bytes = 0;
+        for entry in entries {
+            match entry?.metadata() {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                meta => bytes += meta?.blocks() * 512,
+            }
+        }
+        Ok(bytes)
+    }
+
     /// The names in a directory, in no order.
     pub fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
         self.before(Call::List)?;

@@ -51,6 +51,8 @@ pub enum Error {
     Busy { name: String },
     #[error("{name} can't be destroyed: {}", needed_by(.dependents))]
     Needed { name: String, dependents: Vec<String> },
+    #[error("{name} is protected")]
+    Protected { name: String },
     #[error("the store is damaged: {what}")]
     Damaged { what: String },
     #[error("{branch}: an earlier write to disk failed, so nothing more is taken as durable")]
@@ -84,7 +86,8 @@ impl Error {
             Error::Busy { .. } => Some("`zenith status` shows where it is mounted; unmount it first".into()),
             Error::Needed { dependents, .. } => dependents
                 .first()
-                .map(|first| format!("delete {first} first (`zenith branch -d`)")),
+                .map(|first| format!("destroy {first} first: `zenith pg destroy` if it is a pg, else `zenith branch -d`")),
+            Error::Protected { .. } => Some("`zenith snapshot protect --off` takes the protection away".into()),
             Error::Damaged { .. } => Some("keep the store as it is and look into the service's log".into()),
             Error::Poisoned { .. } => {
                 Some("look into the service's log, mend the disk, then unmount and mount the branch again".into())

@@ -4,6 +4,7 @@
 //! and `src/backend/backup/basebackup.c` (what a base backup leaves out).
 
 mod control;
+pub mod wal;
 
 pub use control::ControlFile;
 

@@ -1,11 +1,11 @@
 //! Snapshots: names for sealed layers; and going back to one.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use rocksdb::WriteBatch;
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::{Catalog, Entry, LayerRecord, SnapshotRecord, TimelineRecord};
+use crate::catalog::{Catalog, Entry, LayerRecord, Origin, SnapshotRecord, TimelineRecord};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::names::{BranchName, SnapshotName, Tag};
@@ -23,6 +23,17 @@ pub struct SnapshotInfo {
     pub created: Time,
     /// The Postgres cluster in it, if there is one.
     pub postgres: Option<PgInfo>,
+    /// It can't be destroyed until this is taken back.
+    pub protected: bool,
+    /// When it may go by itself.
+    pub expires: Option<Time>,
+}
+
+/// How long a snapshot is to stay.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Keep {
+    pub protected: bool,
+    pub expires: Option<Time>,
 }
 
 impl Store {
@@ -52,25 +63,83 @@ impl Store {
     }
 
     /// Takes a snapshot of a branch as it is now. Copies nothing; returns when it is durable.
-    pub fn create_snapshot(&self, name: &SnapshotName, now: Time) -> Result<SnapshotInfo> {
-        if name.tag.is_reserved() {
-            return Err(Error::ReservedName {
-                name: name.tag.to_string(),
-            });
-        }
-        let exists = || Error::SnapshotExists { name: name.to_string() };
-        if self.snapshot(name).is_ok() {
-            return Err(exists());
-        }
-        let record = self.seal_branch(&name.branch, now)?;
-        let mut catalog = self.catalog();
+    pub fn create_snapshot(&self, name: &SnapshotName, keep: Keep, now: Time) -> Result<SnapshotInfo> {
+        self.refuse_tag(name)?;
+        let record = SnapshotRecord {
+            protected: keep.protected,
+            expires: keep.expires,
+            ..self.seal_branch(&name.branch, now)?
+        };
+        let catalog = self.catalog();
         let (timeline, _) = catalog.timeline(&name.branch)?;
         let info = info(&name.branch, &name.tag, &record);
-        let entry = Entry::Snapshot(timeline, name.tag.clone(), Some(record));
-        catalog.commit(&self.shared.db, WriteBatch::default(), vec![entry])?;
-        drop(catalog);
-        self.sync_db()?;
+        self.commit(catalog, vec![Entry::Snapshot(timeline, name.tag.clone(), Some(record))])?;
         Ok(info)
+    }
+
+    /// Refuses a name that a new snapshot can't have.
+    fn refuse_tag(&self, name: &SnapshotName) -> Result<()> {
+        if name.tag.is_reserved() {
+            let name = name.tag.to_string();
+            return Err(Error::ReservedName { name });
+        }
+        match self.snapshot(name) {
+            Ok(_) => Err(Error::SnapshotExists { name: name.to_string() }),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Gives a snapshot another tag; what starts from it follows. One that a checkout kept can so be kept for good.
+    pub fn rename_snapshot(&self, name: &SnapshotName, tag: &Tag) -> Result<SnapshotInfo> {
+        let _changing = self.changing();
+        let new = SnapshotName {
+            branch: name.branch.clone(),
+            tag: tag.clone(),
+        };
+        self.refuse_tag(&new)?;
+        let catalog = self.catalog();
+        let record = catalog.snapshot(name)?.clone();
+        let (timeline, _) = catalog.timeline(&name.branch)?;
+        let mut entries = vec![
+            Entry::Snapshot(timeline, name.tag.clone(), None),
+            Entry::Snapshot(timeline, tag.clone(), Some(record)),
+        ];
+        for (id, started) in catalog.timelines() {
+            if let Some(origin) = &started.origin
+                && origin.timeline == timeline
+                && origin.tag.as_ref() == Some(&name.tag)
+            {
+                let mut started = started.clone();
+                started.origin = Some(Origin {
+                    timeline,
+                    tag: Some(tag.clone()),
+                });
+                entries.push(Entry::Timeline(id, Some(started)));
+            }
+        }
+        self.commit(catalog, entries)?;
+        self.snapshot(&new)
+    }
+
+    /// Changes how long a snapshot is to stay.
+    pub fn keep_snapshot(&self, name: &SnapshotName, keep: Keep) -> Result<SnapshotInfo> {
+        let _changing = self.changing();
+        let catalog = self.catalog();
+        let (timeline, _) = catalog.timeline(&name.branch)?;
+        let record = SnapshotRecord {
+            protected: keep.protected,
+            expires: keep.expires,
+            ..catalog.snapshot(name)?.clone()
+        };
+        self.commit(catalog, vec![Entry::Snapshot(timeline, name.tag.clone(), Some(record))])?;
+        self.snapshot(name)
+    }
+
+    /// Writes entries and makes them durable.
+    fn commit(&self, mut catalog: MutexGuard<'_, Catalog>, entries: Vec<Entry>) -> Result<()> {
+        catalog.commit(&self.shared.db, WriteBatch::default(), entries)?;
+        drop(catalog);
+        self.sync_db()
     }
 
     /// Seals a branch's head and makes the sealed layer's blocks durable; the caller syncs the database when it has
@@ -91,6 +160,8 @@ impl Store {
             layer,
             created: now,
             postgres,
+            protected: false,
+            expires: None,
         })
     }
 
@@ -118,17 +189,47 @@ impl Store {
     pub fn destroy_snapshot(&self, name: &SnapshotName) -> Result<()> {
         let _changing = self.changing();
         let mut catalog = self.catalog();
-        let layer = catalog.snapshot(name)?.layer;
+        self.refuse_destroying(&catalog, name)?;
         let (timeline, _) = catalog.timeline(&name.branch)?;
-        refuse_origin(&catalog, name.to_string(), |origin| {
-            origin.timeline == timeline && origin.tag.as_ref() == Some(&name.tag)
-        })?;
-        self.refuse_looked_at(name.to_string(), layer)?;
         let entry = Entry::Snapshot(timeline, name.tag.clone(), None);
         catalog.commit(&self.shared.db, WriteBatch::default(), vec![entry])?;
         self.collect(&mut catalog)?;
         drop(catalog);
         self.sync_db()
+    }
+
+    /// Bytes of WAL that a server on a view of the snapshot replays when it starts; none when it was shut down.
+    pub fn wal_to_replay(&self, name: &SnapshotName) -> Result<u64> {
+        let info = self.snapshot(name)?;
+        if !info.postgres.is_some_and(|postgres| postgres.in_production) {
+            return Ok(0);
+        }
+        if let Some(bytes) = self.wal_bytes().get(&info.layer) {
+            return Ok(*bytes);
+        }
+        // Nobody finds the snapshot in use over this look.
+        let _changing = self.changing();
+        let view = self.sealed_view(self.snapshot(name)?.layer)?;
+        let bytes = control_in(&view).map_or(0, |control| pg::wal::bytes_to_replay(&view, &control));
+        self.wal_bytes().insert(info.layer, bytes);
+        Ok(bytes)
+    }
+
+    /// Why a snapshot can't be destroyed as things are, if so.
+    pub fn check_snapshot_destroyable(&self, name: &SnapshotName) -> Result<()> {
+        self.refuse_destroying(&self.catalog(), name)
+    }
+
+    fn refuse_destroying(&self, catalog: &Catalog, name: &SnapshotName) -> Result<()> {
+        let record = catalog.snapshot(name)?;
+        let (timeline, _) = catalog.timeline(&name.branch)?;
+        if record.protected {
+            return Err(Error::Protected { name: name.to_string() });
+        }
+        refuse_origin(catalog, name.to_string(), |origin| {
+            origin.timeline == timeline && origin.tag.as_ref() == Some(&name.tag)
+        })?;
+        self.refuse_looked_at(name.to_string(), record.layer)
     }
 
     /// Sets a branch back to one of its snapshots. The state it had is kept as the returned `NAME@HEAD{n}`.
@@ -195,22 +296,24 @@ fn info(branch: &BranchName, tag: &Tag, record: &SnapshotRecord) -> SnapshotInfo
         layer: record.layer,
         created: record.created,
         postgres: record.postgres.clone(),
+        protected: record.protected,
+        expires: record.expires,
+    }
+}
+
+impl View {
+    /// The Postgres cluster at the view's root, if there is one.
+    pub fn postgres(&self) -> Option<PgInfo> {
+        postgres_in(self)
     }
 }
 
 /// The Postgres cluster at the root of a view, if there is one.
 fn postgres_in(view: &View) -> Option<PgInfo> {
-    let ns = view.ns();
-    let (version, control) = (
-        ns.resolve(&[pg::VERSION_FILE]).ok()?,
-        ns.resolve(&pg::CONTROL_FILE).ok()?,
-    );
-    drop(ns);
+    let control = control_in(view)?;
+    let version = view.ns().resolve(&[pg::VERSION_FILE]).ok()?;
     let mut text = [0; 16];
     let len = view.read(version, 0, &mut text).ok()?;
-    let mut head = [0; ControlFile::LEN];
-    view.read(control, 0, &mut head).ok()?;
-    let control = ControlFile::parse(&head)?;
     Some(PgInfo {
         version: String::from_utf8_lossy(&text[..len]).trim().into(),
         system_id: control.system_id,
@@ -218,4 +321,11 @@ fn postgres_in(view: &View) -> Option<PgInfo> {
         wal_timeline: control.wal_timeline,
         in_production: control.in_production,
     })
+}
+
+fn control_in(view: &View) -> Option<ControlFile> {
+    let control = view.ns().resolve(&pg::CONTROL_FILE).ok()?;
+    let mut head = [0; ControlFile::LEN];
+    view.read(control, 0, &mut head).ok()?;
+    ControlFile::parse(&head)
 }

@@ -57,6 +57,15 @@ pub enum Start {
     Snapshot(SnapshotName),
 }
 
+/// Whether what a new branch starts from must stay for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bond {
+    /// It does, under its name: a copy-on-write branch.
+    Tied,
+    /// It may go, and the branch keeps the blocks that it shares with it.
+    Independent,
+}
+
 /// What is known of a branch.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct BranchInfo {
@@ -75,6 +84,10 @@ pub struct Store {
     catalog: Mutex<Catalog>,
     timelines: Mutex<HashMap<TimelineId, Weak<Timeline>>>,
     views: Mutex<HashMap<LayerId, Weak<View>>>,
+    /// Bytes of sealed layers, as far as somebody has asked.
+    sealed_bytes: Mutex<HashMap<LayerId, u64>>,
+    /// WAL to replay in sealed layers, likewise.
+    wal_bytes: Mutex<HashMap<LayerId, u64>>,
     warning: Option<String>,
     lock: Flock<StdFile>,
 }
@@ -114,6 +127,8 @@ impl Store {
             catalog: Mutex::new(catalog),
             timelines: Mutex::default(),
             views: Mutex::default(),
+            sealed_bytes: Mutex::default(),
+            wal_bytes: Mutex::default(),
             warning,
             lock,
         };
@@ -123,6 +138,12 @@ impl Store {
 
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Space of the filesystem under the store.
+    pub fn space(&self) -> Result<Space> {
+        let space = self.shared.disk.space(&self.dir);
+        space.map_err(Error::io(format!("look at {}", self.dir.display())))
     }
 
     /// What the user must know of the filesystem under the store.
@@ -136,6 +157,14 @@ impl Store {
 
     pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
         self.catalog.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(crate) fn sealed_bytes(&self) -> MutexGuard<'_, HashMap<LayerId, u64>> {
+        self.sealed_bytes.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(crate) fn wal_bytes(&self) -> MutexGuard<'_, HashMap<LayerId, u64>> {
+        self.wal_bytes.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// All branches, oldest first.
@@ -153,8 +182,21 @@ impl Store {
         Ok(branch_info(&catalog, record))
     }
 
-    /// Makes a branch; copies nothing. `owner` (uid, gid) gets the root directory of an empty one.
+    /// Makes a branch that is tied to what it starts from; copies nothing. `owner` (uid, gid) gets the root directory of
+    /// an empty one.
     pub fn create_branch(&self, name: &BranchName, start: &Start, owner: (u32, u32), now: Time) -> Result<BranchInfo> {
+        self.create_bound_branch(name, start, Bond::Tied, owner, now)
+    }
+
+    /// As [`Store::create_branch`], tied or not.
+    pub fn create_bound_branch(
+        &self,
+        name: &BranchName,
+        start: &Start,
+        bond: Bond,
+        owner: (u32, u32),
+        now: Time,
+    ) -> Result<BranchInfo> {
         let _changing = self.changing();
         if self.branch(name).is_ok() {
             return Err(Error::BranchExists { name: name.to_string() });
@@ -165,10 +207,10 @@ impl Store {
             Start::Snapshot(from) => Some(self.catalog().snapshot(from)?.layer),
         };
         let mut catalog = self.catalog();
-        let origin = match start {
-            Start::Empty => None,
-            Start::Branch(from) => Some((from, None)),
-            Start::Snapshot(from) => Some((&from.branch, Some(from.tag.clone()))),
+        let origin = match (start, bond) {
+            (Start::Empty, _) | (_, Bond::Independent) => None,
+            (Start::Branch(from), Bond::Tied) => Some((from, None)),
+            (Start::Snapshot(from), Bond::Tied) => Some((&from.branch, Some(from.tag.clone()))),
         };
         let origin = match origin {
             Some((from, tag)) => Some(Origin {
@@ -228,21 +270,32 @@ impl Store {
         if self.is_open(id) {
             return Err(Error::Busy { name: name.to_string() });
         }
-        let tags: Vec<_> = catalog
-            .snapshots()
-            .filter(|(timeline, ..)| *timeline == id)
-            .map(|(_, tag, record)| (tag.clone(), record.layer))
-            .collect();
-        refuse_origin(&catalog, name.to_string(), |origin| origin.timeline == id)?;
-        for (_, layer) in &tags {
-            self.refuse_looked_at(name.to_string(), *layer)?;
-        }
+        self.refuse_destroying_branch(&catalog, name)?;
         let mut entries = vec![Entry::Timeline(id, None)];
-        entries.extend(tags.into_iter().map(|(tag, _)| Entry::Snapshot(id, tag, None)));
+        let own = catalog.snapshots().filter(|(timeline, ..)| *timeline == id);
+        entries.extend(own.map(|(_, tag, _)| Entry::Snapshot(id, tag.clone(), None)));
         catalog.commit(&self.shared.db, WriteBatch::default(), entries)?;
         self.collect(&mut catalog)?;
         drop(catalog);
         self.sync_db()
+    }
+
+    /// Why a branch can't be destroyed as things are, if so; that it may be mounted is left aside.
+    pub fn check_branch_destroyable(&self, name: &BranchName) -> Result<()> {
+        self.refuse_destroying_branch(&self.catalog(), name)
+    }
+
+    fn refuse_destroying_branch(&self, catalog: &Catalog, name: &BranchName) -> Result<()> {
+        let (id, _) = catalog.timeline(name)?;
+        refuse_origin(catalog, name.to_string(), |origin| origin.timeline == id)?;
+        for (_, tag, record) in catalog.snapshots().filter(|(timeline, ..)| *timeline == id) {
+            if record.protected {
+                let name = format!("{name}@{tag}");
+                return Err(Error::Protected { name });
+            }
+            self.refuse_looked_at(name.to_string(), record.layer)?;
+        }
+        Ok(())
     }
 
     /// Refuses to let go of a layer that somebody looks at.
@@ -314,6 +367,8 @@ impl Store {
             // The blocks go only when the catalog can't come back with their layer.
             self.sync_db()?;
             for id in unneeded {
+                self.sealed_bytes().remove(&id);
+                self.wal_bytes().remove(&id);
                 self.remove_layer_dir(id)?;
             }
         }

@@ -76,7 +76,7 @@ impl Bench {
 
     fn snapshot(&self, tag: &str) -> Result<SnapshotInfo> {
         let name: SnapshotName = format!("main@{tag}").parse()?;
-        self.store.create_snapshot(&name, NOW)
+        self.store.create_snapshot(&name, Keep::default(), NOW)
     }
 
     /// The calls that `action` made.

@@ -55,8 +55,22 @@ impl Shell {
             ["branch", name] => self.branch(name, Start::Empty),
             ["branch", name, start] if start.contains('@') => self.branch(name, Start::Snapshot(parsed(start)?)),
             ["branch", name, start] => self.branch(name, Start::Branch(parsed(start)?)),
+            ["copy", name, start] => {
+                let start = Start::Snapshot(parsed(start)?);
+                let made = self.store().create_bound_branch(&parsed(name)?, &start, Bond::Independent, (0, 0), NOW);
+                shown(made.map(|_| ()))
+            }
+            ["rename", name, tag] => shown(self.store().rename_snapshot(&parsed(name)?, &parsed(tag)?).map(|_| ())),
+            ["protect", name, on] => {
+                let keep = Keep {
+                    protected: *on == "on",
+                    expires: None,
+                };
+                shown(self.store().keep_snapshot(&parsed(name)?, keep).map(|_| ()))
+            }
+            ["parents"] => Ok(self.parents()),
             ["branch-d", name] => shown(self.store().destroy_branch(&parsed(name)?)),
-            ["snapshot", name] => shown(self.store().create_snapshot(&parsed(name)?, NOW).map(|_| ())),
+            ["snapshot", name] => shown(self.store().create_snapshot(&parsed(name)?, Keep::default(), NOW).map(|_| ())),
             ["snapshot-d", name] => shown(self.store().destroy_snapshot(&parsed(name)?)),
             ["checkout", name] => self.checkout(name),
             ["umount", name] => Ok(self.mounted.remove(*name).map_or("not mounted\n", |_| "").into()),
@@ -80,6 +94,15 @@ impl Shell {
                 .create_branch(&parsed(name)?, &start, (0, 0), NOW)
                 .map(|_| ()),
         )
+    }
+
+    fn parents(&self) -> String {
+        let branches = self.store().branches();
+        let lines = branches.iter().map(|branch| {
+            let parent = branch.parent.as_deref().unwrap_or("nothing");
+            format!("{} from {parent}\n", branch.name)
+        });
+        lines.collect()
     }
 
     fn checkout(&self, name: &str) -> Output {

@@ -12,6 +12,7 @@ use pageserver::{BranchName, SnapshotName, Tag};
 use serde::{Deserialize, Serialize};
 
 use super::mounts::Mount;
+use super::storages::StorageName;
 use super::{Answer, Body, blocking};
 use crate::name::ViewName;
 use crate::service::Service;
@@ -22,6 +23,7 @@ pub struct Branch {
     /// The branch or snapshot it was forked from.
     pub parent: Option<String>,
     pub created: Timestamp,
+    pub storage: StorageName,
     pub snapshots: usize,
     pub mounted: Option<PathBuf>,
 }
@@ -46,8 +48,8 @@ pub enum Start {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewCluster {
-    /// The directory with Postgres' programs.
-    pub pg_bin: PathBuf,
+    /// Directories to look for Postgres' programs in before the usual ones.
+    pub pg_bins: Vec<PathBuf>,
     /// Passed on to initdb as they are.
     pub options: Vec<String>,
     /// The caller's language and time zone, which initdb writes into the configuration.

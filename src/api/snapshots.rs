@@ -6,8 +6,8 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::get;
 use jiff::Timestamp;
-use pageserver::{BranchName, PgInfo, SnapshotInfo, SnapshotName};
-use serde::{Deserialize, Serialize};
+use pageserver::{BranchName, PgInfo, SnapshotInfo, SnapshotName, Tag};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Answer, Asked, Body, blocking};
 use crate::service::Service;
@@ -19,6 +19,16 @@ pub struct Snapshot {
     pub created: Timestamp,
     /// What `pg_control` told, where the snapshot holds a cluster.
     pub postgres: Option<Postgres>,
+    /// It can't be destroyed until this is taken back.
+    pub protected: bool,
+    /// When it is destroyed by itself.
+    pub expires: Option<Timestamp>,
+    /// Bytes that destroying it would give back now.
+    pub used: Option<u64>,
+    /// Bytes of all layers that it stands on, shared or not.
+    pub total: Option<u64>,
+    /// Bytes of WAL that a server on a view of it replays when it starts.
+    pub wal_to_replay: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,6 +47,32 @@ pub struct Postgres {
 #[serde(deny_unknown_fields)]
 pub struct NewSnapshot {
     pub name: SnapshotName,
+    /// Have the pg's Postgres write a checkpoint first, so that views of the snapshot start without replay.
+    #[serde(default)]
+    pub checkpoint: bool,
+    #[serde(default)]
+    pub protected: bool,
+    /// When it is to be destroyed by itself.
+    #[serde(default)]
+    pub expires: Option<Timestamp>,
+}
+
+/// What to change; what isn't given stays.
+#[derive(Clone, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotChange {
+    #[serde(default)]
+    pub tag: Option<Tag>,
+    #[serde(default)]
+    pub protected: Option<bool>,
+    /// `null` lets it stay.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Option<Timestamp>>,
+}
+
+/// Tells a field that is `null` from one that is missing.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> std::result::Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// Which snapshots to list; all when no branch is given.
@@ -52,6 +88,11 @@ impl From<SnapshotInfo> for Snapshot {
             name: info.name,
             created: timestamp(info.created),
             postgres: info.postgres.map(Postgres::from),
+            protected: info.protected,
+            expires: info.expires.map(timestamp),
+            used: None,
+            total: None,
+            wal_to_replay: None,
         }
     }
 }
@@ -69,14 +110,14 @@ impl From<PgInfo> for Postgres {
 }
 
 /// A position in the WAL as Postgres writes it: two halves in hexadecimal.
-fn lsn(position: u64) -> String {
+pub fn lsn(position: u64) -> String {
     format!("{:X}/{:X}", position >> 32, position & 0xFFFF_FFFF)
 }
 
 pub fn routes() -> Router<Arc<Service>> {
     Router::new()
         .route("/snapshots", get(list).post(create))
-        .route("/snapshots/{name}", get(show).delete(destroy))
+        .route("/snapshots/{name}", get(show).patch(change).delete(destroy))
 }
 
 async fn list(State(service): State<Arc<Service>>, Asked(filter): Asked<Filter>) -> Answer<Vec<Snapshot>> {
@@ -88,7 +129,15 @@ async fn show(State(service): State<Arc<Service>>, Path(name): Path<String>) -> 
 }
 
 async fn create(State(service): State<Arc<Service>>, Body(new): Body<NewSnapshot>) -> Answer<Snapshot> {
-    blocking(move || service.create_snapshot(&new.name)).await
+    blocking(move || service.create_snapshot(&new)).await
+}
+
+async fn change(
+    State(service): State<Arc<Service>>,
+    Path(name): Path<String>,
+    Body(change): Body<SnapshotChange>,
+) -> Answer<Snapshot> {
+    blocking(move || service.change_snapshot(&name.parse()?, &change)).await
 }
 
 async fn destroy(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Answer<()> {

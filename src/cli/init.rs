@@ -12,6 +12,7 @@ use crate::api::status::Stop;
 use crate::error::{Error, Result};
 use crate::launch::{self, Watch};
 use crate::output::Show;
+use crate::postgres::programs;
 use crate::{postgres, store_dir};
 
 /// The branch of the first cluster.
@@ -58,11 +59,11 @@ impl Init {
 
     /// What fails after the store was made takes the store away again.
     fn make_cluster(self, dir: PathBuf) -> Result<Made> {
-        let pg_bin = postgres::find_bin(self.pg_bin.as_deref())?;
+        let pg_bins = programs::of_caller(self.pg_bin.as_deref())?;
         let existed = dir.exists();
         let warning = make_store(&dir)?;
         let cluster = NewCluster {
-            pg_bin,
+            pg_bins,
             options: self.options,
             locale: postgres::caller_locale(),
         };

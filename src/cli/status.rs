@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Context;
 use crate::client::Client;
 use crate::error::{Kind, Result};
-use crate::output::{self, Show};
+use crate::output::{self, Format, Show};
 
 /// Show the store, its service and its mounts
 ///
@@ -29,9 +29,9 @@ impl Status {
     pub fn run(self, context: &Context) -> Result<()> {
         let dir = context.store_dir()?;
         let status = Client::new(&dir)?.status();
-        if context.json && status.as_ref().is_err_and(|error| error.kind == Kind::NoService) {
+        if context.format() == Format::Json && status.as_ref().is_err_and(|error| error.kind == Kind::NoService) {
             let store = Store { dir };
-            output::print(&NotRunning { store, service: None }, true)?;
+            output::print(&NotRunning { store, service: None }, Format::Json)?;
         }
         context.print(&status?)
     }

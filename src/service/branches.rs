@@ -3,30 +3,36 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use pageserver::{BranchInfo, BranchName, SnapshotName, Start};
+use pageserver::{Bond, BranchInfo, BranchName, SnapshotName, Start, Store};
 
 use super::Service;
 use crate::api::branches::{self as api, Branch, CheckedOut, NewBranch};
+use crate::api::storages::StorageName;
 use crate::error::{Error, Result};
-use crate::postgres;
+use crate::postgres::Owner;
 use crate::time::{now, timestamp};
 
 impl Service {
     pub fn branches(&self) -> Vec<Branch> {
-        self.store
-            .branches()
-            .into_iter()
-            .map(|info| self.described(info))
+        let stores = self.storages.stores();
+        stores
+            .iter()
+            .flat_map(|(storage, store)| {
+                let branches = store.branches().into_iter();
+                branches.map(|info| self.described(info, storage, store))
+            })
             .collect()
     }
 
     pub fn branch(&self, name: &BranchName) -> Result<Branch> {
-        Ok(self.described(self.store.branch(name)?))
+        let (storage, store) = self.storages.of(name)?;
+        Ok(self.described(store.branch(name)?, &storage, &store))
     }
 
-    fn described(&self, info: BranchInfo) -> Branch {
+    fn described(&self, info: BranchInfo, storage: &StorageName, store: &Store) -> Branch {
         Branch {
-            snapshots: self.store.snapshots(Some(&info.name)).len(),
+            snapshots: store.snapshots(Some(&info.name)).len(),
+            storage: storage.clone(),
             mounted: self.table.head_of(&info.name),
             parent: info.parent,
             created: timestamp(info.created),
@@ -45,18 +51,45 @@ impl Service {
     }
 
     pub(super) fn add_branch(&self, name: &BranchName, start: &Start) -> Result<()> {
-        let made = self.store.create_branch(name, start, postgres::owner(), now())?;
-        tracing::info!(from = made.parent, "branch {name} made");
+        let storage = match start {
+            Start::Empty => StorageName::local(),
+            Start::Branch(from) => self.storages.of(from)?.0,
+            Start::Snapshot(from) => self.storages.of(&from.branch)?.0,
+        };
+        // Where no user for Postgres is found, the directory is the service's own.
+        let owner = Owner::of_new(None).unwrap_or_else(|_| Owner::own());
+        self.add_branch_to(&storage, name, start, Bond::Tied, owner)
+    }
+
+    /// Names are the same in all storages, so none may have it.
+    pub(super) fn add_branch_to(
+        &self,
+        storage: &StorageName,
+        name: &BranchName,
+        start: &Start,
+        bond: Bond,
+        owner: Owner,
+    ) -> Result<()> {
+        if self.storages.store_of(name).is_ok() {
+            let name = name.to_string();
+            return Err(pageserver::Error::BranchExists { name }.into());
+        }
+        let store = self.storages.named(storage)?;
+        let made = store.create_bound_branch(name, start, bond, owner.ids(), now())?;
+        tracing::info!(from = made.parent, "branch {name} made in the storage {storage}");
         Ok(())
     }
 
     pub fn destroy_branch(&self, name: &BranchName) -> Result<()> {
         let _inside = self.gate.enter()?;
         self.locks.with(name, || {
+            if self.memory.get().pgs.contains_key(name) {
+                return Err(Error::refused(format!("{name} is a pg")).hint(format!("`zenith pg destroy {name}`")));
+            }
             if let Some(dir) = self.table.head_of(name) {
                 return Err(mounted(name, &dir));
             }
-            self.store.destroy_branch(name)?;
+            self.storages.store_of(name)?.destroy_branch(name)?;
             self.table.forget_branch(name)?;
             tracing::info!("branch {name} deleted");
             Ok(())
@@ -66,26 +99,30 @@ impl Service {
     /// Sets a branch back. Where it is mounted it is unmounted and mounted again around that.
     pub fn checkout(self: &Arc<Self>, to: &SnapshotName) -> Result<CheckedOut> {
         let _inside = self.gate.enter()?;
-        self.locks.with(&to.branch, || {
-            self.store.snapshot(to)?;
-            let dir = self.table.head_of(&to.branch);
-            if let Some(dir) = &dir {
-                self.unmount(dir)?;
-            }
-            let kept = self.store.checkout(to, now());
-            let mount = dir.map(|dir| self.remount(&dir)).transpose()?;
-            let kept = kept?;
-            tracing::info!("{} set back to {to}; before: {kept}", to.branch);
-            Ok(CheckedOut {
-                at: to.clone(),
-                kept,
-                mount,
-            })
+        self.locks.with(&to.branch, || self.set_back(to))
+    }
+
+    /// To be called with the branch's lock.
+    pub(super) fn set_back(self: &Arc<Self>, to: &SnapshotName) -> Result<CheckedOut> {
+        let store = self.storages.store_of(&to.branch)?;
+        store.snapshot(to)?;
+        let dir = self.table.head_of(&to.branch);
+        if let Some(dir) = &dir {
+            self.unmount(dir)?;
+        }
+        let kept = store.checkout(to, now());
+        let mount = dir.map(|dir| self.remount(&dir)).transpose()?;
+        let kept = kept?;
+        tracing::info!("{} set back to {to}; before: {kept}", to.branch);
+        Ok(CheckedOut {
+            at: to.clone(),
+            kept,
+            mount,
         })
     }
 }
 
-fn mounted(name: &BranchName, dir: &Path) -> Error {
+pub(super) fn mounted(name: &BranchName, dir: &Path) -> Error {
     Error::refused(format!("{name} is mounted on {}", dir.display()))
         .hint(format!("`zenith umount {}` first", dir.display()))
 }

@@ -1,6 +1,6 @@
 //! A new cluster on a new branch: initdb on a mount that is there for it only.
 //!
-//! Until it is done the cluster stands in the table's file as unfinished. Whatever ends it early, be it initdb, the
+//! Until it is done the cluster stands in the memory as unfinished. Whatever ends it early, be it initdb, the
 //! disk or a killed service, leaves no branch behind.
 
 use std::fs;
@@ -14,11 +14,11 @@ use pageserver::{BranchName, Start};
 use super::Service;
 use super::detach::clear;
 use super::mounts::log_failure;
-use super::remembered::Unfinished;
+use super::memory::Unfinished;
 use super::snapshots::Hidden;
 use crate::api::branches::NewCluster;
 use crate::error::{Error, Result};
-use crate::postgres::Cluster;
+use crate::postgres::{Owner, cluster, programs};
 
 /// Everyone can reach what is mounted in /tmp, so that Postgres' own user can.
 const TEMPLATE: &str = "/tmp/zenith-initdb-XXXXXX";
@@ -26,7 +26,7 @@ const TEMPLATE: &str = "/tmp/zenith-initdb-XXXXXX";
 impl Service {
     /// To be called with the branch's lock.
     pub(super) fn make_cluster(self: &Arc<Self>, branch: &BranchName, new: &NewCluster) -> Result<()> {
-        if self.store.branch(branch).is_ok() {
+        if self.storages.store_of(branch).is_ok() {
             let name = branch.to_string();
             return Err(pageserver::Error::BranchExists { name }.into());
         }
@@ -34,10 +34,11 @@ impl Service {
         let unfinished = Unfinished {
             branch: branch.clone(),
             dir,
+            made_dir: true,
         };
-        let begun = self.table.begin(&unfinished);
+        let begun = self.memory.change(|memory| memory.unfinished.push(unfinished.clone()));
         let made = begun.and_then(|()| self.initdb_on(&unfinished, new));
-        made.and_then(|()| self.table.finish(&unfinished)).inspect_err(|_| {
+        made.and_then(|()| self.finish(&unfinished)).inspect_err(|_| {
             log_failure("discard an unfinished cluster", self.discard(&unfinished));
         })?;
         tracing::info!("branch {branch} has a new cluster");
@@ -45,12 +46,16 @@ impl Service {
         Ok(())
     }
 
-    fn initdb_on(self: &Arc<Self>, Unfinished { branch, dir }: &Unfinished, new: &NewCluster) -> Result<()> {
+    fn initdb_on(self: &Arc<Self>, unfinished: &Unfinished, new: &NewCluster) -> Result<()> {
+        let Unfinished { branch, dir, .. } = unfinished;
+        let programs = programs::find(&new.pg_bins, None)?;
+        let owner = Owner::of_new(None)?;
         self.add_branch(branch, &Start::Empty)?;
         let mount = self.attach_privately(branch, dir)?;
-        let cluster = Cluster {
-            pg_bin: &new.pg_bin,
+        let cluster = cluster::NewCluster {
+            programs: &programs,
             dir,
+            owner,
             options: &new.options,
             locale: &new.locale,
         };
@@ -60,21 +65,33 @@ impl Service {
     }
 
     fn attach_privately(self: &Arc<Self>, branch: &BranchName, dir: &Path) -> Result<Mount> {
-        let fs = Fs::of_branch(self.store.timeline(branch)?, Box::new(Hidden::new(&self.store, branch)));
+        let store = self.storages.store_of(branch)?;
+        let fs = Fs::of_branch(store.timeline(branch)?, Box::new(Hidden::new(&store, branch)));
         Ok(Mount::new(fs, dir, &Options::new(branch), || {})?)
     }
 
-    /// Takes away an unfinished cluster's branch and directory, as far as they are there.
+    /// Takes away an unfinished data directory's mount, branch and directory, as far as they are there.
     pub(super) fn discard(&self, unfinished: &Unfinished) -> Result<()> {
-        let Unfinished { branch, dir } = unfinished;
-        clear(dir)?;
-        if dir.exists() {
-            fs::remove_dir(dir).map_err(Error::path("remove", dir))?;
+        let Unfinished { branch, dir, made_dir } = unfinished;
+        match self.table.head_of(branch) {
+            Some(dir) => self.unmount(&dir)?,
+            None => clear(dir)?,
         }
-        match self.store.destroy_branch(branch) {
-            Err(pageserver::Error::NoBranch { .. }) => Ok(()),
-            destroyed => destroyed,
-        }?;
-        self.table.finish(unfinished)
+        if let Ok(store) = self.storages.store_of(branch) {
+            store.destroy_branch(branch)?;
+        }
+        self.table.forget_branch(branch)?;
+        self.finish(unfinished)?;
+        match fs::remove_dir(dir) {
+            Err(error) if *made_dir && dir.exists() => tracing::warn!("{} stays: {error}", dir.display()),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// From now on the data directory is there, or is gone, for good.
+    fn finish(&self, finished: &Unfinished) -> Result<()> {
+        self.memory
+            .change(|memory| memory.unfinished.retain(|unfinished| unfinished != finished))
     }
 }

@@ -7,17 +7,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fusefs::{Fs, Mount, MountError, Options};
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use pageserver::Start;
 
 use super::Service;
 use super::detach::{clear, tear_off};
-use super::remembered::{Place, Unfinished};
+use super::memory::{Place, Unfinished};
 use super::snapshots::Hidden;
 use crate::api::mounts as api;
 use crate::error::{Error, Result};
 use crate::name::ViewName;
+use crate::postgres::server;
 
 impl Service {
     pub fn mounts(&self) -> Result<Vec<api::Mount>> {
@@ -39,13 +38,16 @@ impl Service {
         })
     }
 
-    fn check_outside(&self, dir: &Path) -> Result<()> {
+    pub(super) fn check_outside(&self, dir: &Path) -> Result<()> {
         if !dir.is_absolute() {
             return Err(Error::usage(format!("the path {} is not absolute", dir.display())));
         }
-        let around = match dir.starts_with(self.store.dir()) {
-            true => Some("the store".into()),
-            false => self.table.mount_around(dir).map(|view| format!("the mount of {view}")),
+        let stores = self.storages.stores();
+        let store = stores.iter().find(|(_, store)| dir.starts_with(store.dir()));
+        let around = match store {
+            Some((name, _)) if name.is_local() => Some("the store".into()),
+            Some((name, _)) => Some(format!("the storage {name}")),
+            None => self.table.mount_around(dir).map(|view| format!("the mount of {view}")),
         };
         match around {
             None => Ok(()),
@@ -64,7 +66,9 @@ impl Service {
         let dir = new.dir.clone();
         let mounted = self.place(Place { view, dir }).inspect_err(|_| {
             if made {
-                log_failure("delete the new branch", self.store.destroy_branch(&branch));
+                let store = self.storages.store_of(&branch);
+                let deleted = store.and_then(|store| Ok(store.destroy_branch(&branch)?));
+                log_failure("delete the new branch", deleted);
             }
         })?;
         Ok(api::Mount {
@@ -77,7 +81,7 @@ impl Service {
     fn make_branch(&self, new: &api::NewMount) -> Result<bool> {
         match (&new.cow, &new.view) {
             (Some(cow), view) => self.add_branch(cow, &view.clone().start())?,
-            (None, ViewName::Head(branch)) if new.create && self.store.branch(branch).is_err() => {
+            (None, ViewName::Head(branch)) if new.create && self.storages.store_of(branch).is_err() => {
                 self.add_branch(branch, &Start::Empty)?;
             }
             _ => return Ok(false),
@@ -85,7 +89,7 @@ impl Service {
         Ok(true)
     }
 
-    fn place(self: &Arc<Self>, place: Place) -> Result<api::Mount> {
+    pub(super) fn place(self: &Arc<Self>, place: Place) -> Result<api::Mount> {
         self.table.reserve(&place)?;
         match self.attach(&place) {
             Ok(mount) => self.table.settle(&place.dir, Ok(mount)),
@@ -106,11 +110,10 @@ impl Service {
 
     /// Mounts, and sees to it that the mount is forgotten when somebody else unmounts it.
     fn attach(self: &Arc<Self>, place: &Place) -> Result<Mount> {
+        let store = self.storages.store_of(place.view.branch())?;
         let fs = match &place.view {
-            ViewName::Head(branch) => {
-                Fs::of_branch(self.store.timeline(branch)?, Box::new(Hidden::new(&self.store, branch)))
-            }
-            ViewName::Snapshot(name) => Fs::of_snapshot(self.store.snapshot_view(name)?),
+            ViewName::Head(branch) => Fs::of_branch(store.timeline(branch)?, Box::new(Hidden::new(&store, branch))),
+            ViewName::Snapshot(name) => Fs::of_snapshot(store.snapshot_view(name)?),
         };
         let service = Arc::downgrade(self);
         let on_end = move || {
@@ -150,9 +153,25 @@ impl Service {
         let unmounted = match mount.unmount() {
             // It may have ended without having been unmounted.
             Ok(()) | Err(MountError::Dead { .. }) => clear(dir),
-            Err(error) => Err(told(error, dir)),
+            Err(error) => Err(self.told(error, dir)),
         };
         unmounted.inspect_err(|_| self.table.settle(dir, Ok(mount)))
+    }
+
+    /// Why a mount stays, with what to do about a Postgres on it.
+    fn told(&self, error: MountError, dir: &Path) -> Error {
+        let busy = matches!(error, MountError::Busy { .. });
+        let told = Error::from(error);
+        let Some(pid) = server::pid(dir).filter(|_| busy) else {
+            return told;
+        };
+        let branch = self.table.view_at(dir).map(|view| view.branch().clone());
+        let pg = branch.ok().filter(|branch| self.memory.get().pgs.contains_key(branch));
+        let stop = match pg {
+            Some(pg) => format!("zenith pg stop {pg}"),
+            None => format!("pg_ctl stop -D {}", dir.display()),
+        };
+        told.hint(format!("PostgreSQL runs on it (pid {pid}): `{stop}`"))
     }
 
     /// Mounts again what [`Service::unmount`] took away. A failure stands in the answer and in the table.
@@ -195,7 +214,8 @@ impl Service {
 
     /// For a start: undoes what a killed service left half-made, and mounts what was remembered.
     pub(super) fn recover(self: &Arc<Self>) -> Result<()> {
-        for unfinished in self.table.unfinished() {
+        let unfinished = self.memory.get().unfinished.clone();
+        for unfinished in unfinished {
             self.undo(&unfinished);
         }
         for place in self.table.places() {
@@ -205,8 +225,8 @@ impl Service {
     }
 
     fn undo(&self, unfinished: &Unfinished) {
-        let Unfinished { branch, dir } = unfinished;
-        tracing::info!("undoing the unfinished cluster on branch {branch}");
+        let Unfinished { branch, dir, .. } = unfinished;
+        tracing::info!("undoing the unfinished data directory on branch {branch}");
         if let Err(error) = self.discard(unfinished) {
             tracing::error!("{branch} on {} is left as it is: {}", dir.display(), error.message);
         }
@@ -214,7 +234,7 @@ impl Service {
 }
 
 /// Whether it was made just now.
-fn make_dir(dir: &Path) -> Result<bool> {
+pub(super) fn make_dir(dir: &Path) -> Result<bool> {
     match fs::create_dir(dir) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -229,26 +249,6 @@ pub(super) fn log_failure<E: Display>(what: &str, done: std::result::Result<(), 
     }
 }
 
-/// Why a mount stays, with what to do about a Postgres on it.
-fn told(error: MountError, dir: &Path) -> Error {
-    let busy = matches!(error, MountError::Busy { .. });
-    let told = Error::from(error);
-    match postmaster(dir).filter(|_| busy) {
-        Some(pid) => told.hint(format!(
-            "PostgreSQL runs on it (pid {pid}): `pg_ctl stop -D {}`",
-            dir.display()
-        )),
-        None => told,
-    }
-}
-
-/// The process that runs on a data directory, from the first line of its postmaster.pid.
-fn postmaster(dir: &Path) -> Option<i32> {
-    let text = fs::read_to_string(dir.join("postmaster.pid")).ok()?;
-    let pid = text.lines().next()?.trim().parse().ok()?;
-    kill(Pid::from_raw(pid), None).is_ok().then_some(pid)
-}
-
 /// One refusal for all the mounts that stay.
 fn still_used(kept: Vec<Error>) -> Option<Error> {
     let messages: Vec<&str> = kept.iter().map(|error| error.message.as_str()).collect();
@@ -258,6 +258,6 @@ fn still_used(kept: Vec<Error>) -> Option<Error> {
         [one] => one.hint.clone(),
         _ => None,
     };
-    let hint = hint.unwrap_or_else(|| "stop what uses them, or stop all the same with --force".into());
+    let hint = hint.unwrap_or_else(|| "stop what uses them (`zenith pg stop NAME`), or stop all the same with --force".into());
     Some(Error::refused(message).hint(hint))
 }

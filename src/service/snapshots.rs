@@ -5,40 +5,112 @@
 use std::sync::Arc;
 
 use fusefs::Snapshots;
-use pageserver::{BranchName, LayerId, SnapshotInfo, SnapshotName, Store, Tag, Time, View};
+use jiff::Timestamp;
+use pageserver::{BranchName, Keep, LayerId, SnapshotInfo, SnapshotName, Store, Tag, Time, View};
 
 use super::Service;
-use crate::api::snapshots::Snapshot;
-use crate::error::Result;
-use crate::time::now;
+use crate::api::snapshots::{NewSnapshot, Snapshot, SnapshotChange};
+use crate::error::{Kind, Result};
+use crate::time::{now, time};
 
 impl Service {
     /// Those of a branch, or all.
     pub fn snapshots(&self, branch: Option<&BranchName>) -> Result<Vec<Snapshot>> {
         if let Some(branch) = branch {
-            self.store.branch(branch)?;
+            let store = self.storages.store_of(branch)?;
+            return Ok(described(&store, store.snapshots(Some(branch))));
         }
-        Ok(self.store.snapshots(branch).into_iter().map(Snapshot::from).collect())
+        let stores = self.storages.stores();
+        Ok(stores
+            .iter()
+            .flat_map(|(_, store)| described(store, store.snapshots(None)))
+            .collect())
     }
 
     pub fn snapshot(&self, name: &SnapshotName) -> Result<Snapshot> {
-        Ok(self.store.snapshot(name)?.into())
+        let store = self.storages.store_of(&name.branch)?;
+        Ok(described_one(&store, store.snapshot(name)?))
     }
 
-    pub fn create_snapshot(&self, name: &SnapshotName) -> Result<Snapshot> {
+    pub fn create_snapshot(&self, new: &NewSnapshot) -> Result<Snapshot> {
         let _inside = self.gate.enter()?;
-        let info = self.store.create_snapshot(name, now())?;
+        let name = &new.name;
+        let keep = keep(new.protected, new.expires);
+        let store = self.storages.store_of(&name.branch)?;
+        if new.checkpoint {
+            self.checkpoint(&name.branch)?;
+        }
+        let info = store.create_snapshot(name, keep, now())?;
         tracing::info!("snapshot {name} taken");
         Ok(info.into())
     }
 
+    /// Gives a snapshot another tag, or changes how long it is to stay.
+    pub fn change_snapshot(&self, name: &SnapshotName, change: &SnapshotChange) -> Result<Snapshot> {
+        let _inside = self.gate.enter()?;
+        let store = self.storages.store_of(&name.branch)?;
+        let mut info = store.snapshot(name)?;
+        if change.protected.is_some() || change.expires.is_some() {
+            let keep = Keep {
+                protected: change.protected.unwrap_or(info.protected),
+                expires: match change.expires {
+                    Some(expires) => expires.map(time),
+                    None => info.expires,
+                },
+            };
+            info = store.keep_snapshot(name, keep)?;
+        }
+        if let Some(tag) = &change.tag {
+            info = store.rename_snapshot(name, tag)?;
+            tracing::info!("snapshot {name} is now {}", info.name);
+        }
+        Ok(described_one(&store, info))
+    }
+
     pub fn destroy_snapshot(&self, name: &SnapshotName) -> Result<()> {
         let _inside = self.gate.enter()?;
-        let layer = self.store.snapshot(name)?.layer;
+        let store = self.storages.store_of(&name.branch)?;
+        let layer = store.snapshot(name)?.layer;
         self.table.release_snapshot(&name.branch, layer);
-        self.store.destroy_snapshot(name)?;
+        store.destroy_snapshot(name)?;
         tracing::info!("snapshot {name} destroyed");
         Ok(())
+    }
+
+    /// Destroys the snapshots whose time has come. One that is protected or in use stays until it isn't.
+    pub(super) fn destroy_expired(&self) {
+        for (_, store) in self.storages.stores() {
+            let due = |info: &SnapshotInfo| info.expires.is_some_and(|at| at <= now());
+            for info in store.snapshots(None).into_iter().filter(due) {
+                match self.destroy_snapshot(&info.name) {
+                    Err(error) if error.kind != Kind::Refused => {
+                        tracing::error!("{} has expired, but stays: {error}", info.name);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn keep(protected: bool, expires: Option<Timestamp>) -> Keep {
+    let expires = expires.map(time);
+    Keep { protected, expires }
+}
+
+fn described(store: &Store, infos: Vec<SnapshotInfo>) -> Vec<Snapshot> {
+    infos.into_iter().map(|info| described_one(store, info)).collect()
+}
+
+/// With what has to be looked up; a snapshot that is gone meanwhile has none of it.
+fn described_one(store: &Store, info: SnapshotInfo) -> Snapshot {
+    let bytes = store.snapshot_bytes(&info.name).ok();
+    let wal_to_replay = store.wal_to_replay(&info.name).ok();
+    Snapshot {
+        used: bytes.map(|bytes| bytes.alone),
+        total: bytes.map(|bytes| bytes.whole),
+        wal_to_replay,
+        ..Snapshot::from(info)
     }
 }
 
@@ -73,7 +145,7 @@ impl Snapshots for Hidden {
 
     fn take(&self, tag: &Tag, now: Time) -> pageserver::Result<SnapshotInfo> {
         let name = self.named(tag);
-        let taken = self.store.create_snapshot(&name, now)?;
+        let taken = self.store.create_snapshot(&name, Keep::default(), now)?;
         tracing::info!("snapshot {name} taken through its mount");
         Ok(taken)
     }

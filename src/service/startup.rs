@@ -73,7 +73,7 @@ fn settle() -> Result<()> {
 }
 
 /// Half of the descriptors that the process may have is for files of the store.
-fn backing_files_max() -> usize {
+pub fn backing_files_max() -> usize {
     let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     (soft / 2).clamp(128, 16 * 1024) as usize
 }

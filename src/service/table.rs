@@ -5,27 +5,20 @@
 //! place only: two mounts would each have the kernel keep pages that the other doesn't know to be stale.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fusefs::Mount;
 use pageserver::{BranchName, LayerId};
 
 use super::detach::is_dead;
-use super::remembered::{Place, Remembered, Unfinished};
+use super::memory::{Memory, Place};
 use crate::api::mounts as api;
 use crate::error::{Error, Result};
 use crate::name::ViewName;
-use crate::store_dir;
 
 pub struct Table {
-    file: PathBuf,
-    inner: Mutex<Inner>,
-}
-
-#[derive(Default)]
-struct Inner {
-    entries: Vec<Entry>,
-    unfinished: Vec<Unfinished>,
+    memory: Arc<Memory>,
+    entries: Mutex<Vec<Entry>>,
 }
 
 struct Entry {
@@ -44,37 +37,30 @@ enum State {
 
 impl Table {
     /// What the last service remembered; nothing is mounted yet.
-    pub fn load(store: &Path) -> Result<Table> {
-        let file = store.join(store_dir::MOUNTS);
-        let remembered = Remembered::load(&file)?;
-        let inner = Inner {
-            entries: remembered.mounts.into_iter().map(Entry::changing).collect(),
-            unfinished: remembered.unfinished,
-        };
-        Ok(Table {
-            file,
-            inner: Mutex::new(inner),
-        })
+    pub fn new(memory: Arc<Memory>) -> Table {
+        let entries = memory.get().mounts.iter().cloned().map(Entry::changing).collect();
+        let entries = Mutex::new(entries);
+        Table { memory, entries }
     }
 
     /// Takes a place for a mount that is about to be made, also from one that is missing.
     pub fn reserve(&self, place: &Place) -> Result<()> {
-        let mut inner = self.inner();
-        inner.check_free(place)?;
-        self.change(&mut inner, |entry| !entry.excludes(place), Some(place))
+        let mut entries = self.entries();
+        check_free(&entries, place)?;
+        self.change(&mut entries, |entry| !entry.excludes(place), Some(place))
     }
 
     /// What became of a mount that was changing.
     pub fn settle(&self, dir: &Path, mounted: std::result::Result<Mount, String>) {
-        if let Some(entry) = self.inner().at(dir) {
+        if let Some(entry) = at(&mut self.entries(), dir) {
             entry.state = mounted.map_or_else(State::Missing, State::Mounted);
         }
     }
 
     /// Hands out the mount to be unmounted. None when it is remembered, but isn't there.
     pub fn take(&self, dir: &Path) -> Result<Option<Mount>> {
-        let mut inner = self.inner();
-        let entry = inner.at(dir).ok_or_else(|| nothing_mounted(dir))?;
+        let mut entries = self.entries();
+        let entry = at(&mut entries, dir).ok_or_else(|| nothing_mounted(dir))?;
         match std::mem::replace(&mut entry.state, State::Changing) {
             State::Mounted(mount) => Ok(Some(mount)),
             State::Missing(_) => Ok(None),
@@ -96,7 +82,7 @@ impl Table {
 
     /// Forgets the mounts that somebody else has unmounted. One that died is not forgotten: it is missing.
     pub fn forget_ended(&self) -> Result<()> {
-        for entry in &mut self.inner().entries {
+        for entry in self.entries().iter_mut() {
             if entry.has_ended() && is_dead(&entry.place.dir) {
                 entry.state = State::Missing("it broke down; the log says why".into());
             }
@@ -105,47 +91,43 @@ impl Table {
     }
 
     fn keep(&self, wanted: impl Fn(&Entry) -> bool) -> Result<()> {
-        let mut inner = self.inner();
-        match inner.entries.iter().all(&wanted) {
+        let mut entries = self.entries();
+        match entries.iter().all(&wanted) {
             true => Ok(()),
-            false => self.change(&mut inner, wanted, None),
+            false => self.change(&mut entries, wanted, None),
         }
     }
 
     /// Keeps the wanted entries and adds one that is changing: on disk first, so that a failure changes nothing.
-    fn change(&self, inner: &mut Inner, wanted: impl Fn(&Entry) -> bool, new: Option<&Place>) -> Result<()> {
-        let kept = inner.entries.iter().filter(|entry| wanted(entry));
-        let remembered = Remembered {
-            mounts: kept.map(|entry| &entry.place).chain(new).cloned().collect(),
-            unfinished: inner.unfinished.clone(),
-        };
-        remembered.save(&self.file)?;
-        inner.entries.retain(wanted);
-        inner.entries.extend(new.cloned().map(Entry::changing));
+    fn change(&self, entries: &mut Vec<Entry>, wanted: impl Fn(&Entry) -> bool, new: Option<&Place>) -> Result<()> {
+        let kept = entries.iter().filter(|entry| wanted(entry)).map(|entry| &entry.place);
+        let mounts = kept.chain(new).cloned().collect();
+        self.memory.change(|remembered| remembered.mounts = mounts)?;
+        entries.retain(wanted);
+        entries.extend(new.cloned().map(Entry::changing));
         Ok(())
     }
 
     /// What is, or should be, mounted on the directory.
     pub fn view_at(&self, dir: &Path) -> Result<ViewName> {
-        let mut inner = self.inner();
-        let entry = inner.at(dir).ok_or_else(|| nothing_mounted(dir))?;
+        let mut entries = self.entries();
+        let entry = at(&mut entries, dir).ok_or_else(|| nothing_mounted(dir))?;
         Ok(entry.place.view.clone())
     }
 
     /// What is mounted on a directory that this one lies in.
     pub fn mount_around(&self, dir: &Path) -> Option<ViewName> {
-        let inner = self.inner();
+        let entries = self.entries();
         let above = |entry: &&Entry| entry.place.dir != dir && dir.starts_with(&entry.place.dir);
-        let around = inner.entries.iter().filter(above).find(|entry| !entry.is_missing());
+        let around = entries.iter().filter(above).find(|entry| !entry.is_missing());
         around.map(|entry| entry.place.view.clone())
     }
 
     /// Where the branch's head is mounted, or about to be.
     pub fn head_of(&self, branch: &BranchName) -> Option<PathBuf> {
         let view = ViewName::Head(branch.clone());
-        let inner = self.inner();
-        let head = inner
-            .entries
+        let entries = self.entries();
+        let head = entries
             .iter()
             .find(|entry| entry.place.view == view && !entry.is_missing());
         head.map(|entry| entry.place.dir.clone())
@@ -154,7 +136,7 @@ impl Table {
     /// Has the branch's mount let go of a snapshot that somebody looked into.
     pub fn release_snapshot(&self, branch: &BranchName, layer: LayerId) {
         let view = ViewName::Head(branch.clone());
-        for entry in self.inner().entries.iter().filter(|entry| entry.place.view == view) {
+        for entry in self.entries().iter().filter(|entry| entry.place.view == view) {
             if let State::Mounted(mount) = &entry.state {
                 mount.release_snapshot(layer);
             }
@@ -162,65 +144,33 @@ impl Table {
     }
 
     pub fn places(&self) -> Vec<Place> {
-        self.inner().entries.iter().map(|entry| entry.place.clone()).collect()
+        self.entries().iter().map(|entry| entry.place.clone()).collect()
     }
 
     /// Where something is mounted right now, in the order it was.
     pub fn mounted_dirs(&self) -> Vec<PathBuf> {
-        let inner = self.inner();
-        let mounted = inner
-            .entries
+        let entries = self.entries();
+        let mounted = entries
             .iter()
             .filter(|entry| matches!(entry.state, State::Mounted(_)));
         mounted.map(|entry| entry.place.dir.clone()).collect()
     }
 
     pub fn list(&self) -> Vec<api::Mount> {
-        self.inner().entries.iter().map(described).collect()
+        self.entries().iter().map(described).collect()
     }
 
-    /// Remembers a cluster that is not to be kept if the service dies now.
-    pub fn begin(&self, unfinished: &Unfinished) -> Result<()> {
-        let mut inner = self.inner();
-        let all = inner.unfinished.iter().chain([unfinished]).cloned().collect();
-        self.change_unfinished(&mut inner, all)
-    }
-
-    /// From now on the cluster is there, or is gone, for good.
-    pub fn finish(&self, finished: &Unfinished) -> Result<()> {
-        let mut inner = self.inner();
-        let others = inner.unfinished.iter().filter(|unfinished| *unfinished != finished);
-        let others = others.cloned().collect();
-        self.change_unfinished(&mut inner, others)
-    }
-
-    fn change_unfinished(&self, inner: &mut Inner, unfinished: Vec<Unfinished>) -> Result<()> {
-        let remembered = Remembered {
-            mounts: inner.entries.iter().map(|entry| entry.place.clone()).collect(),
-            unfinished,
-        };
-        remembered.save(&self.file)?;
-        inner.unfinished = remembered.unfinished;
-        Ok(())
-    }
-
-    pub fn unfinished(&self) -> Vec<Unfinished> {
-        self.inner().unfinished.clone()
-    }
-
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
-    fn at(&mut self, dir: &Path) -> Option<&mut Entry> {
-        self.entries.iter_mut().find(|entry| entry.place.dir == dir)
-    }
+fn at<'a>(entries: &'a mut [Entry], dir: &Path) -> Option<&'a mut Entry> {
+    entries.iter_mut().find(|entry| entry.place.dir == dir)
+}
 
-    fn check_free(&self, wanted: &Place) -> Result<()> {
-        let taken = self
-            .entries
+fn check_free(entries: &[Entry], wanted: &Place) -> Result<()> {
+        let taken = entries
             .iter()
             .find(|entry| entry.excludes(wanted) && !entry.is_missing());
         let Some(Entry { place, .. }) = taken else {
@@ -233,7 +183,6 @@ impl Inner {
             (false, _) => format!("`zenith umount {dir}` first, or mount a copy with --cow NEWBRANCH"),
         };
         Err(Error::refused(format!("{} is mounted on {dir}", place.view)).hint(hint))
-    }
 }
 
 impl Entry {

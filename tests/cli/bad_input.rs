@@ -224,9 +224,9 @@ fn a_store_of_a_newer_format_is_left_to_a_newer_zenith() {
 #[test]
 fn a_damaged_list_of_mounts_is_told() {
     let sandbox = Sandbox::new("damaged");
-    fs::write(sandbox.store().join("mounts.json"), "{").expect("written");
-    sandbox.refused(1, &["branch"], "mounts.json is damaged", "move it away");
-    fs::remove_file(sandbox.store().join("mounts.json")).expect("removed");
+    fs::write(sandbox.store().join("state.json"), "{").expect("written");
+    sandbox.refused(1, &["branch"], "state.json is damaged", "move it away");
+    fs::remove_file(sandbox.store().join("state.json")).expect("removed");
     sandbox.ok(&["branch"]);
 }
 

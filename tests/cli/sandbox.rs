@@ -129,7 +129,7 @@ impl Sandbox {
 
     /// Where a killed service had mounted the cluster it was making.
     pub fn unfinished(&self) -> Option<PathBuf> {
-        let text = fs::read_to_string(self.store().join("mounts.json")).ok()?;
+        let text = fs::read_to_string(self.store().join("state.json")).ok()?;
         let remembered: serde_json::Value = serde_json::from_str(&text).ok()?;
         Some(PathBuf::from(remembered["unfinished"][0]["dir"].as_str()?))
     }

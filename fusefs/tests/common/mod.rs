@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fusefs::{Fs, Snapshots};
 use pageserver::{
-    BranchName, Disk, Error, LayerId, SnapshotInfo, SnapshotName, Start, Store, Tag, Time, Timeline, View,
+    BranchName, Disk, Error, Keep, LayerId, SnapshotInfo, SnapshotName, Start, Store, Tag, Time, Timeline, View,
 };
 
 /// A moment that no clock shows.
@@ -62,7 +62,7 @@ impl Scratch {
     }
 
     pub fn take(&self, tag: &str) -> SnapshotInfo {
-        self.store.create_snapshot(&snapshot(tag), NOW).expect("a snapshot")
+        self.store.create_snapshot(&snapshot(tag), Keep::default(), NOW).expect("a snapshot")
     }
 }
 
@@ -91,7 +91,7 @@ impl Snapshots for Hidden {
     }
 
     fn take(&self, tag: &Tag, now: Time) -> Result<SnapshotInfo, Error> {
-        self.0.create_snapshot(&snapshot(tag.as_str()), now)
+        self.0.create_snapshot(&snapshot(tag.as_str()), Keep::default(), now)
     }
 
     fn destroy(&self, tag: &Tag) -> Result<(), Error> {

@@ -1,0 +1,246 @@
+//! `/storages`: where data lives.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path as FsPath, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::routing::get;
+use pageserver::{BranchName, Store};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Body, blocking};
+use crate::error::{Error, Result};
+use crate::service::Service;
+
+/// The name of a storage; the same rules as for a branch.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StorageName(BranchName);
+
+/// What kind of thing holds the data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum StorageKind {
+    /// A page store: on a path of this machine, or on another zenith server
+    Native,
+    /// A bucket
+    S3,
+}
+
+/// Settings of a storage, `key=value`.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Options(BTreeMap<String, String>);
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewStorage {
+    pub kind: StorageKind,
+    pub options: Options,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Storage {
+    pub name: StorageName,
+    /// Bytes that its branches and snapshots hold.
+    pub used: u64,
+    /// `zenith-local`, later also `zenith-remote` and `S3`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub options: Options,
+    pub path: PathBuf,
+    pub branches: usize,
+    /// Bytes that its filesystem can still take.
+    pub available: u64,
+    /// What to know of that filesystem.
+    pub warning: Option<String>,
+    /// Why it can't be used.
+    pub error: Option<String>,
+}
+
+const LOCAL: &str = "local";
+const ZENITH_LOCAL: &str = "zenith-local";
+const PATH: &str = "path";
+const COMPRESSION: &str = "compression";
+
+/// Levels that zstd has.
+const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = 1..=22;
+
+impl StorageName {
+    /// The storage that is always there: the store itself.
+    pub fn local() -> StorageName {
+        StorageName(LOCAL.parse().expect("a valid name"))
+    }
+
+    pub fn is_local(&self) -> bool {
+        self.0.as_str() == LOCAL
+    }
+}
+
+impl FromStr for StorageName {
+    type Err = pageserver::Error;
+
+    fn from_str(name: &str) -> std::result::Result<StorageName, pageserver::Error> {
+        name.parse().map(StorageName)
+    }
+}
+
+impl fmt::Display for StorageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Options {
+    pub fn new(pairs: impl IntoIterator<Item = (String, String)>) -> Options {
+        Options(pairs.into_iter().collect())
+    }
+
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    /// Where a storage on this machine lies; absolute.
+    pub fn path(&self) -> Result<&FsPath> {
+        let path = self.get(PATH).map(FsPath::new);
+        path.filter(|path| path.is_absolute())
+            .ok_or_else(|| Error::usage("a native storage needs an absolute path").hint("add -c path=/DIRECTORY"))
+    }
+
+    /// The options without the path, if they are ones that a storage of this kind can have.
+    pub fn checked(&self, kind: StorageKind) -> Result<Options> {
+        let not_yet = |what: &str| {
+            Error::refused(format!("{what} storages are not available yet")).hint("a native storage with path= is")
+        };
+        if kind == StorageKind::S3 {
+            return Err(not_yet("S3"));
+        }
+        let mut others = self.0.clone();
+        others.remove(PATH);
+        for (key, value) in &others {
+            match key.as_str() {
+                "url" => return Err(not_yet("remote")),
+                COMPRESSION => check_compression(value)?,
+                _ => {
+                    return Err(Error::usage(format!("a native storage has no option {key}"))
+                        .hint("its options are path, url and compression"));
+                }
+            }
+        }
+        Ok(Options(others))
+    }
+
+    /// How sealed layers are to be packed.
+    fn compression(&self) -> Option<&str> {
+        self.get(COMPRESSION).filter(|compression| *compression != "none")
+    }
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pairs: Vec<String> = self.0.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        f.write_str(&pairs.join(","))
+    }
+}
+
+fn check_compression(value: &str) -> Result<()> {
+    let level = match value.split_once(':') {
+        None if value == "none" || value == "zstd" => return Ok(()),
+        Some(("zstd", level)) => level.parse().ok(),
+        _ => None,
+    };
+    match level.is_some_and(|level| ZSTD_LEVELS.contains(&level)) {
+        true => Ok(()),
+        false => Err(Error::usage(format!("{value:?} is no compression"))
+            .hint("take none, zstd or zstd:LEVEL with a level from 1 to 22")),
+    }
+}
+
+impl Storage {
+    pub fn described(name: &StorageName, path: &FsPath, store: &Store, options: Option<Options>) -> Result<Storage> {
+        let options = options.unwrap_or_default();
+        let packing = options
+            .compression()
+            .map(|_| "sealed layers are not packed yet: nothing is compressed so far".to_owned());
+        Ok(Storage {
+            name: name.clone(),
+            used: store.bytes()?,
+            kind: ZENITH_LOCAL.into(),
+            path: path.into(),
+            branches: store.branches().len(),
+            available: store.space()?.available,
+            warning: packing.or(store.warning().map(String::from)),
+            error: None,
+            options,
+        })
+    }
+
+    pub fn missing(name: &StorageName, path: &FsPath, options: Options, why: &str) -> Storage {
+        Storage {
+            name: name.clone(),
+            used: 0,
+            kind: ZENITH_LOCAL.into(),
+            options,
+            path: path.into(),
+            branches: 0,
+            available: 0,
+            warning: None,
+            error: Some(why.into()),
+        }
+    }
+}
+
+pub fn routes() -> Router<Arc<Service>> {
+    Router::new()
+        .route("/storages", get(list))
+        .route("/storages/{name}", get(show).put(attach).delete(detach))
+}
+
+async fn list(State(service): State<Arc<Service>>) -> Answer<Vec<Storage>> {
+    blocking(move || service.storages()).await
+}
+
+async fn show(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Answer<Storage> {
+    blocking(move || service.storage(&name.parse()?)).await
+}
+
+async fn attach(
+    State(service): State<Arc<Service>>,
+    Path(name): Path<String>,
+    Body(new): Body<NewStorage>,
+) -> Answer<Storage> {
+    blocking(move || service.attach_storage(&name.parse()?, &new)).await
+}
+
+async fn detach(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Answer<()> {
+    blocking(move || service.detach_storage(&name.parse()?)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(pairs: &[(&str, &str)]) -> Options {
+        Options::new(pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())))
+    }
+
+    #[test]
+    fn options_that_no_storage_has_are_refused() {
+        let path = ("path", "/data");
+        let good = options(&[path, ("compression", "zstd:19")]);
+        assert_eq!(
+            good.checked(StorageKind::Native).expect("good").to_string(),
+            "compression=zstd:19"
+        );
+        assert_eq!(good.path().expect("absolute"), FsPath::new("/data"));
+        assert!(options(&[("path", "data")]).path().is_err());
+        for bad in [("compression", "zstd:23"), ("compression", "lz4"), ("colour", "red"), ("url", "zenith://x")] {
+            assert!(options(&[path, bad]).checked(StorageKind::Native).is_err(), "{bad:?}");
+        }
+        assert!(good.checked(StorageKind::S3).is_err());
+    }
+}

@@ -1,0 +1,90 @@
+use clap::Subcommand;
+
+use super::{Consent, Context};
+use crate::api::storages::{NewStorage, Options, StorageKind, StorageName};
+use crate::error::Result;
+
+/// Attach, list and detach storages: where data lives
+#[derive(clap::Args)]
+pub struct Storage {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Attach(Attach),
+    List(List),
+    Show(Show),
+    Detach(Detach),
+}
+
+/// Attach a storage, made new when nothing is there
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith storage attach -t native -c path=/mnt/fast/zenith -n fast
+  zenith pg create -s fast")]
+struct Attach {
+    /// What holds the data
+    #[arg(short = 't', long = "type", value_enum, default_value_t = StorageKind::Native)]
+    kind: StorageKind,
+    /// An option, as often as needed: path=DIRECTORY, compression=zstd[:LEVEL]
+    #[arg(short = 'c', value_name = "KEY=VALUE", value_parser = option)]
+    options: Vec<(String, String)>,
+    /// The storage's name
+    #[arg(short, long)]
+    name: StorageName,
+}
+
+/// List the storages
+#[derive(clap::Args)]
+struct List {}
+
+/// Show one storage
+#[derive(clap::Args)]
+struct Show {
+    name: StorageName,
+}
+
+/// Let go of a storage; what is in it stays there
+///
+/// Refused while a pg or a mount uses it.
+#[derive(clap::Args)]
+struct Detach {
+    name: StorageName,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
+}
+
+impl Storage {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let client = context.client()?;
+        match self.verb {
+            Verb::Attach(Attach { kind, options, name }) => {
+                let options = Options::new(options);
+                context.print(&client.attach_storage(&name, &NewStorage { kind, options })?)
+            }
+            Verb::List(_) => context.print(&client.storages()?),
+            Verb::Show(Show { name }) => context.print(&vec![client.storage(&name)?]),
+            Verb::Detach(Detach { name, dry_run, consent }) => {
+                client.storage(&name)?;
+                if dry_run {
+                    return context.done(&format!("would detach {name}"));
+                }
+                consent.ask(&format!("Detach the storage {name}?"))?;
+                client.detach_storage(&name)?;
+                context.done(&format!("{name} is detached; its data stays where it is"))
+            }
+        }
+    }
+}
+
+fn option(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("an option is KEY=VALUE, as in path=/mnt/fast".into()),
+    }
+}

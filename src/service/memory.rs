@@ -1,0 +1,128 @@
+//! What the service remembers over its end, in one small file of the store.
+//!
+//! A change is published whole: a new file is written and synced, renamed over the old one, and the directory
+//! synced. So a crash leaves the old or the new state, and what was reported done is there after a power cut. Only then
+//! does the change show in memory.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use pageserver::BranchName;
+use serde::{Deserialize, Serialize};
+
+use crate::api::storages::{Options, StorageName};
+use crate::error::{Error, Result};
+use crate::name::ViewName;
+
+#[derive(Clone, Default, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// To be there whenever the service runs.
+    pub mounts: Vec<Place>,
+    /// Data directories that are being made or taken away: to be taken away when they are found at a start.
+    pub unfinished: Vec<Unfinished>,
+    pub pgs: BTreeMap<BranchName, PgRecord>,
+    /// Storages beside `local`.
+    pub storages: BTreeMap<StorageName, StorageRecord>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub view: ViewName,
+    pub dir: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unfinished {
+    pub branch: BranchName,
+    /// Where it is mounted meanwhile.
+    pub dir: PathBuf,
+    /// The directory was made for it, and goes with it.
+    pub made_dir: bool,
+}
+
+/// A pg has the name of its branch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PgRecord {
+    /// Where the data directory is mounted.
+    pub dir: PathBuf,
+    pub port: u16,
+    pub socket_dir: PathBuf,
+    /// The owner of the data directory, whom Postgres runs as.
+    pub user: String,
+    pub storage: StorageName,
+    /// The directory with Postgres' programs.
+    pub pg_bin: PathBuf,
+    /// The pg that it follows as a standby.
+    pub follows: Option<BranchName>,
+    pub created: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageRecord {
+    pub path: PathBuf,
+    pub options: Options,
+}
+
+/// The file, and what stands in it.
+pub struct Memory {
+    file: PathBuf,
+    now: Mutex<Remembered>,
+}
+
+impl Memory {
+    /// What was published last; nothing in a new store.
+    pub fn load(file: &Path) -> Result<Memory> {
+        Ok(Memory {
+            now: Mutex::new(Remembered::load(file)?),
+            file: file.into(),
+        })
+    }
+
+    pub fn get(&self) -> MutexGuard<'_, Remembered> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes a change: on disk first, so that a failure changes nothing.
+    pub fn change(&self, edit: impl FnOnce(&mut Remembered)) -> Result<()> {
+        let mut now = self.get();
+        let mut next = now.clone();
+        edit(&mut next);
+        if next != *now {
+            next.save(&self.file)?;
+            *now = next;
+        }
+        Ok(())
+    }
+}
+
+impl Remembered {
+    fn load(path: &Path) -> Result<Remembered> {
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Remembered::default()),
+            Err(error) => return Err(Error::path("read", path)(error)),
+        };
+        serde_json::from_slice(&text).map_err(|error| {
+            Error::failure(format!("{} is damaged: {error}", path.display()))
+                .hint("it lists mounts, pgs and storages, no data: move it away, then mount and create them again")
+        })
+    }
+
+    fn save(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self).map_err(|error| Error::failure(error.to_string()))?;
+        publish(path, &text).map_err(Error::path("write", path))
+    }
+}
+
+fn publish(path: &Path, text: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}

@@ -1,0 +1,183 @@
+//! pgs: a data directory each, on a branch and a mount of its own, and the Postgres on it.
+//!
+//! A pg is its branch (of the same name), its mount (in the table) and a record in the service's memory: the port, the
+//! programs, whom it follows. The server itself is not the service's child for long: how it stands is asked of its
+//! data directory each time. While a pg is being made or taken away it stands in the memory as unfinished, and a service
+//! that finds it there at its start takes it away.
+
+mod create;
+mod destroy;
+mod run;
+
+use std::fs;
+use std::path::PathBuf;
+
+use pageserver::BranchName;
+
+use super::Service;
+use super::memory::PgRecord;
+use crate::api::pgs::{Acted, Action, LogText, Pg, PgDetails, Role};
+use crate::api::snapshots::lsn;
+use crate::error::{Error, Result};
+use crate::name::ViewName;
+use crate::postgres::programs::{self, Programs};
+use crate::postgres::server::{self, Server, Status};
+use crate::postgres::{Owner, cluster};
+use crate::service::jobs::Job;
+use crate::store_dir;
+use std::sync::Arc;
+
+/// Most of a log that is sent at once, in bytes.
+const LOG_PART: u64 = 1 << 20;
+
+impl Service {
+    pub fn pgs(&self) -> Result<Vec<Pg>> {
+        let records = self.memory.get().pgs.clone();
+        Ok(records
+            .iter()
+            .map(|(name, record)| self.described_pg(name, record))
+            .collect())
+    }
+
+    pub fn pg(&self, name: &BranchName) -> Result<Pg> {
+        Ok(self.described_pg(name, &self.pg_record(name)?))
+    }
+
+    fn described_pg(&self, name: &BranchName, record: &PgRecord) -> Pg {
+        let used = self.storages.store_of(name).and_then(|store| Ok(store.branch_bytes(name)?));
+        let mounted = self.table.head_of(name);
+        let status = mounted.as_ref().map_or(Status::Stopped, |dir| server::status(dir));
+        Pg {
+            name: name.clone(),
+            role: match record.follows {
+                Some(_) => Role::Replica,
+                None => Role::Primary,
+            },
+            follows: record.follows.clone(),
+            pid: mounted.as_ref().and_then(|dir| server::pid(dir)),
+            mounted: mounted.is_some(),
+            dir: mounted.unwrap_or_else(|| record.dir.clone()),
+            storage: record.storage.clone(),
+            error: used.as_ref().err().map(|error| error.message.clone()),
+            used: used.unwrap_or(0),
+            port: record.port,
+            socket_dir: record.socket_dir.clone(),
+            user: record.user.clone(),
+            status,
+            parent: self.branch(name).ok().and_then(|branch| branch.parent),
+            created: record.created,
+        }
+    }
+
+    pub fn pg_details(&self, name: &BranchName) -> Result<PgDetails> {
+        let record = self.pg_record(name)?;
+        let pg = self.described_pg(name, &record);
+        let store = self.storages.store_of(name)?;
+        let control = store.timeline(name).ok().and_then(|timeline| timeline.view().postgres());
+        let all = self.memory.get().pgs.clone();
+        let followers = all.iter().filter(|(_, other)| other.follows.as_ref() == Some(name));
+        Ok(PgDetails {
+            version: control
+                .as_ref()
+                .and_then(|control| control.version.parse().ok())
+                .unwrap_or(0),
+            pg_bin: record.pg_bin,
+            redo_lsn: control.as_ref().map(|control| lsn(control.redo_lsn)),
+            wal_timeline: control.as_ref().map(|control| control.wal_timeline),
+            conninfo: format!(
+                "host={} port={} user={} dbname=postgres",
+                pg.socket_dir.display(),
+                pg.port,
+                pg.user
+            ),
+            snapshots: store.snapshots(Some(name)).into_iter().map(|info| info.name).collect(),
+            replicas: followers.map(|(name, _)| name.clone()).collect(),
+            log: self.log_of(name),
+            pg,
+        })
+    }
+
+    pub fn pg_log(&self, name: &BranchName, from: u64) -> Result<LogText> {
+        self.pg_record(name)?;
+        let path = self.log_of(name);
+        let len = fs::metadata(&path).map_or(0, |meta| meta.len());
+        let from = from.min(len).max(len.saturating_sub(LOG_PART));
+        let text = match len {
+            0 => String::new(),
+            _ => server::read_from(&path, from).map_err(Error::path("read", &path))?,
+        };
+        Ok(LogText { text, next: len })
+    }
+
+    pub fn act(self: &Arc<Self>, name: &BranchName, action: Action, job: &Job) -> Result<Acted> {
+        let _inside = self.gate.enter()?;
+        self.pg_record(name)?;
+        if let Action::Start { is_replica: true, at } = &action {
+            return self.add_replica(name, at, job);
+        }
+        self.locks.with(name, || match action {
+            Action::Start { .. } => self.start_pg(name, job),
+            Action::Stop { mode } => self.stop_pg(name, mode, job).map(drop),
+            Action::Restart { mode } => self.restart_pg(name, mode, job),
+            Action::Promote => self.promote_pg(name, job),
+            Action::Checkout { tag } => return self.checkout_pg(name, tag, job).map(Some),
+        }
+        .map(|()| None))
+        .and_then(|kept| {
+            let pg = self.pg(name)?;
+            Ok(Acted { pg, kept })
+        })
+    }
+
+    pub(super) fn pg_record(&self, name: &BranchName) -> Result<PgRecord> {
+        let memory = self.memory.get();
+        memory.pgs.get(name).cloned().ok_or_else(|| {
+            let known: Vec<String> = memory.pgs.keys().map(BranchName::to_string).collect();
+            let error = Error::not_found(format!("no pg named {name}"));
+            match known.is_empty() {
+                true => error.hint("there are no pgs yet: `zenith pg create` makes one"),
+                false => error.hint(format!("the pgs are: {}", known.join(", "))),
+            }
+        })
+    }
+
+    /// The pg's data directory, mounted again if somebody has unmounted it.
+    fn data_dir(self: &Arc<Self>, name: &BranchName) -> Result<PathBuf> {
+        if let Some(dir) = self.table.head_of(name) {
+            return Ok(dir);
+        }
+        let dir = self.pg_record(name)?.dir;
+        let view = ViewName::Head(name.clone());
+        super::mounts::make_dir(&dir)?;
+        Ok(self.place(super::memory::Place { view, dir })?.dir)
+    }
+
+    fn log_of(&self, name: &BranchName) -> PathBuf {
+        self.storages.local().dir().join(store_dir::PG_LOGS).join(format!("{name}.log"))
+    }
+
+    /// Does something with the pg's server as it is to run.
+    fn with_server<T>(self: &Arc<Self>, name: &BranchName, work: impl FnOnce(&Server) -> Result<T>) -> Result<T> {
+        let record = self.pg_record(name)?;
+        let dir = self.data_dir(name)?;
+        let (owner, programs) = (Owner::of_dir(&dir)?, programs_for(&record, &dir)?);
+        let log = self.log_of(name);
+        if let Some(logs) = log.parent() {
+            fs::create_dir_all(logs).map_err(Error::path("make", logs))?;
+        }
+        work(&Server {
+            programs: &programs,
+            dir: &dir,
+            owner,
+            port: record.port,
+            socket_dir: &record.socket_dir,
+            log: &log,
+            settings: &[],
+        })
+    }
+}
+
+/// The programs for what is in the data directory, which may have been upgraded.
+fn programs_for(record: &PgRecord, dir: &std::path::Path) -> Result<Programs> {
+    programs::find(std::slice::from_ref(&record.pg_bin), Some(cluster::major(dir)?))
+}

@@ -1,0 +1,63 @@
+//! Taking a pg away: its server, its mount, its branch with its snapshots, its record.
+
+use std::sync::Arc;
+
+use pageserver::BranchName;
+
+use super::Service;
+use crate::error::Result;
+use crate::postgres::server::StopMode;
+use crate::service::jobs::Job;
+use crate::service::memory::Unfinished;
+use crate::service::mounts::log_failure;
+
+impl Service {
+    pub fn destroy_pg(self: &Arc<Self>, name: &BranchName, job: &Job) -> Result<()> {
+        let _inside = self.gate.enter()?;
+        self.locks.with(name, || {
+            let record = self.pg_record(name)?;
+            self.storages.store_of(name)?.check_branch_destroyable(name)?;
+            let ran = self.stop_pg(name, StopMode::Fast, job)?;
+            job.step(format!("destroy {name}"));
+            let gone = self.let_go_of(name).inspect_err(|_| {
+                if ran {
+                    log_failure("start the server again", self.start_pg(name, job));
+                }
+            });
+            gone?;
+            log_failure("remove the log", remove_log(&self.log_of(name)));
+            tracing::info!("pg {name} on {} destroyed", record.dir.display());
+            Ok(())
+        })
+    }
+
+    /// What is in use makes it fail before anything is gone.
+    fn let_go_of(self: &Arc<Self>, name: &BranchName) -> Result<()> {
+        let dir = match self.table.head_of(name) {
+            Some(dir) => {
+                self.unmount(&dir)?;
+                self.table.settle(&dir, Err("its pg is being destroyed".into()));
+                dir
+            }
+            None => self.pg_record(name)?.dir,
+        };
+        let unfinished = Unfinished {
+            branch: name.clone(),
+            dir: dir.clone(),
+            made_dir: true,
+        };
+        let begun = self.memory.change(|memory| {
+            memory.pgs.remove(name);
+            memory.unfinished.push(unfinished.clone());
+        });
+        begun.inspect_err(|_| log_failure("mount again", self.remount(&dir).map(drop)))?;
+        self.discard(&unfinished)
+    }
+}
+
+fn remove_log(path: &std::path::Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}

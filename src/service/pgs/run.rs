@@ -1,0 +1,153 @@
+//! Starting, stopping, promoting and setting back what is there, and standbys beside it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pageserver::{Bond, BranchName, SnapshotName, Start, Tag};
+
+use super::create::Plan;
+use super::{Service, programs_for};
+use crate::api::pgs::{Acted, At, Role};
+use crate::error::{Error, Result};
+use crate::postgres::server::{self, Status, StopMode};
+use crate::postgres::{Owner, cluster};
+use crate::service::jobs::Job;
+
+/// How standbys are called: `replica-1`, `replica-2`, …
+const REPLICAS: &str = "replica-";
+
+impl Service {
+    /// Starts the pg's server. To be called with the pg's lock, as all of these.
+    pub(super) fn start_pg(self: &Arc<Self>, name: &BranchName, job: &Job) -> Result<()> {
+        let dir = self.data_dir(name)?;
+        match server::status(&dir) {
+            Status::Stopped => {}
+            Status::Stopping => return Err(Error::refused(format!("{name} is stopping")).hint("try again in a moment")),
+            Status::Starting | Status::Running => {
+                return Err(Error::refused(format!("{name} is running already")).hint("`zenith pg restart` restarts it"));
+            }
+        }
+        self.with_server(name, |server| {
+            job.step(format!("start PostgreSQL {} on port {}", server.programs.major, server.port));
+            server.start()
+        })?;
+        tracing::info!("{name} started");
+        Ok(())
+    }
+
+    /// Whether it ran.
+    pub(super) fn stop_pg(&self, name: &BranchName, mode: StopMode, job: &Job) -> Result<bool> {
+        let Some(dir) = self.table.head_of(name) else {
+            return Ok(false);
+        };
+        if server::status(&dir) == Status::Stopped {
+            job.step(format!("{name} was not running"));
+            return Ok(false);
+        }
+        job.step(format!("stop {name}"));
+        let record = self.pg_record(name)?;
+        server::stop(&programs_for(&record, &dir)?, Owner::of_dir(&dir)?, &dir, mode)?;
+        tracing::info!("{name} stopped");
+        Ok(true)
+    }
+
+    pub(super) fn restart_pg(self: &Arc<Self>, name: &BranchName, mode: StopMode, job: &Job) -> Result<()> {
+        self.stop_pg(name, mode, job)?;
+        self.start_pg(name, job)
+    }
+
+    pub(super) fn promote_pg(self: &Arc<Self>, name: &BranchName, job: &Job) -> Result<()> {
+        let pg = self.pg(name)?;
+        if pg.role != Role::Replica {
+            return Err(Error::refused(format!("{name} is no replica")).hint("`zenith pg list` shows the roles"));
+        }
+        if pg.status != Status::Running {
+            return Err(Error::refused(format!("{name} is not running")).hint(format!("`zenith pg start {name}` first")));
+        }
+        job.step(format!("promote {name}"));
+        self.with_server(name, |server| server.promote())?;
+        self.memory.change(|memory| {
+            if let Some(record) = memory.pgs.get_mut(name) {
+                record.follows = None;
+            }
+        })?;
+        tracing::info!("{name} promoted");
+        Ok(())
+    }
+
+    /// Sets the pg back. A server that ran runs again afterwards, also when something failed. Returns the name of the
+    /// state before.
+    pub(super) fn checkout_pg(self: &Arc<Self>, name: &BranchName, tag: Tag, job: &Job) -> Result<SnapshotName> {
+        let to = SnapshotName {
+            branch: name.clone(),
+            tag,
+        };
+        self.storages.store_of(name)?.snapshot(&to)?;
+        let ran = self.stop_pg(name, StopMode::Fast, job)?;
+        job.step(format!("set {name} back to {to}"));
+        let set_back = self.set_back(&to);
+        if let Ok(done) = &set_back {
+            job.step(format!("the state before is kept as {}", done.kept));
+        }
+        let started = match ran {
+            true => self.start_pg(name, job),
+            false => Ok(()),
+        };
+        let kept = set_back?.kept;
+        started.map(|()| kept)
+    }
+
+    /// Adds a hot standby on a copy-on-write branch of the pg as it is now.
+    pub(super) fn add_replica(self: &Arc<Self>, primary: &BranchName, at: &At, job: &Job) -> Result<Acted> {
+        let record = self.pg_record(primary)?;
+        if record.follows.is_some() {
+            return Err(Error::refused(format!("{primary} is itself a replica")).hint("add replicas to its primary"));
+        }
+        let dir = self.data_dir(primary)?;
+        let owner = Owner::of_dir(&dir)?;
+        let programs = programs_for(&record, &dir)?;
+        let name = self.with_free_name(REPLICAS, |name| {
+            let plan = Plan {
+                name: name.clone(),
+                dir: self.place_for(name, at),
+                start: Start::Branch(primary.clone()),
+                bond: Bond::Tied,
+                storage: record.storage.clone(),
+                owner,
+                port: None,
+                follows: Some(primary.clone()),
+            };
+            let conninfo = conninfo(&record.socket_dir, record.port, &record.user, name);
+            self.make(&plan, job, |dir| {
+                cluster::follow(dir, owner, &conninfo)?;
+                Ok(programs.clone())
+            })
+        })?;
+        self.locks.with(&name, || self.start_pg(&name, job))?;
+        let pg = self.pg(&name)?;
+        Ok(Acted { pg, kept: None })
+    }
+}
+
+impl Service {
+    /// Has the pg's server, if it runs, write a checkpoint.
+    pub(in crate::service) fn checkpoint(&self, name: &BranchName) -> Result<()> {
+        let record = self.pg_record(name)?;
+        let dir = self.table.head_of(name).unwrap_or(record.dir.clone());
+        match server::status(&dir) {
+            Status::Running => server::checkpoint(&record.pg_bin, Owner::of_dir(&dir)?, &record.socket_dir, record.port),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How a standby finds its primary.
+fn conninfo(socket_dir: &Path, port: u16, user: &str, replica: &BranchName) -> String {
+    let quoted = |value: &str| format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
+    format!(
+        "host={} port={port} user={} application_name={}",
+        quoted(&socket_dir.display().to_string()),
+        quoted(user),
+        quoted(replica.as_str())
+    )
+}

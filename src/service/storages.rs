@@ -1,0 +1,192 @@
+//! The page stores that are open: `local`, which is the store itself, and those attached beside it.
+//!
+//! A branch has one name in all of them, so a command needs to know only the branch. A storage whose disk is missing
+//! when the service starts stays attached and says why it can't be used.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use pageserver::{BranchName, Disk, Store};
+
+use super::memory::{Memory, StorageRecord};
+use super::startup::backing_files_max;
+use crate::api::storages::{NewStorage, Storage, StorageName};
+use crate::error::{Error, Result};
+
+pub struct Storages {
+    local: Arc<Store>,
+    memory: Arc<Memory>,
+    attached: RwLock<BTreeMap<StorageName, State>>,
+}
+
+/// An attached storage, or why it can't be used.
+type State = std::result::Result<Arc<Store>, String>;
+
+impl Storages {
+    pub fn open(local: Arc<Store>, memory: Arc<Memory>) -> Storages {
+        let records = memory.get().storages.clone();
+        let attached = records
+            .into_iter()
+            .map(|(name, record)| (name.clone(), reopen(&name, &record)))
+            .collect();
+        Storages {
+            local,
+            memory,
+            attached: RwLock::new(attached),
+        }
+    }
+
+    pub fn local(&self) -> &Arc<Store> {
+        &self.local
+    }
+
+    /// Every storage that can be used, `local` first.
+    pub fn stores(&self) -> Vec<(StorageName, Arc<Store>)> {
+        let attached = self.attached();
+        let usable = attached.iter().filter_map(|(name, state)| {
+            let store = state.as_ref().ok()?.clone();
+            Some((name.clone(), store))
+        });
+        [(StorageName::local(), self.local.clone())]
+            .into_iter()
+            .chain(usable)
+            .collect()
+    }
+
+    pub fn named(&self, name: &StorageName) -> Result<Arc<Store>> {
+        if name.is_local() {
+            return Ok(self.local.clone());
+        }
+        match self.attached().get(name) {
+            Some(Ok(store)) => Ok(store.clone()),
+            Some(Err(why)) => Err(Error::failure(format!("the storage {name} can't be used: {why}"))
+                .hint("bring its disk back and start the service again")),
+            None => Err(self.unknown(name)),
+        }
+    }
+
+    /// The storage that a branch lies in.
+    pub fn of(&self, branch: &BranchName) -> Result<(StorageName, Arc<Store>)> {
+        let stores = self.stores();
+        let found = stores.iter().find(|(_, store)| store.branch(branch).is_ok());
+        found.cloned().ok_or_else(|| {
+            let known = stores.iter().flat_map(|(_, store)| store.branches());
+            let error = pageserver::Error::NoBranch {
+                name: branch.to_string(),
+                known: known.map(|info| info.name.to_string()).collect(),
+            };
+            error.into()
+        })
+    }
+
+    pub fn store_of(&self, branch: &BranchName) -> Result<Arc<Store>> {
+        self.of(branch).map(|(_, store)| store)
+    }
+
+    pub fn attach(&self, name: &StorageName, new: &NewStorage) -> Result<Storage> {
+        let options = new.options.checked(new.kind)?;
+        let path = new.options.path()?.to_path_buf();
+        if name.is_local() || self.attached().contains_key(name) {
+            return Err(Error::refused(format!("a storage named {name} exists already")).hint("take another name"));
+        }
+        if path.starts_with(self.local.dir()) {
+            return Err(Error::refused(format!("{} lies in the store", path.display()))
+                .hint("give a directory outside of it, best on another disk"));
+        }
+        let (store, warning) = make_or_open(&path)?;
+        self.refuse_twins(&store)?;
+        let record = StorageRecord { path, options };
+        self.memory.change(|remembered| drop(remembered.storages.insert(name.clone(), record)))?;
+        let mut attached = self.attached.write().unwrap_or_else(PoisonError::into_inner);
+        attached.insert(name.clone(), Ok(store));
+        drop(attached);
+        tracing::info!("storage {name} attached");
+        let storage = self.show(name)?;
+        Ok(Storage { warning, ..storage })
+    }
+
+    /// A name means one branch.
+    fn refuse_twins(&self, store: &Store) -> Result<()> {
+        for branch in store.branches() {
+            if let Ok((storage, _)) = self.of(&branch.name) {
+                let name = branch.name;
+                return Err(Error::refused(format!("both {storage} and the new storage have a branch {name}"))
+                    .hint(format!("delete or detach one of them: `zenith branch -d {name}`")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of a storage; what is in it stays there.
+    pub fn detach(&self, name: &StorageName) -> Result<()> {
+        if name.is_local() {
+            return Err(Error::refused("the storage local is the store itself").hint("only attached storages can be detached"));
+        }
+        if !self.attached().contains_key(name) {
+            return Err(self.unknown(name));
+        }
+        self.memory.change(|remembered| drop(remembered.storages.remove(name)))?;
+        let mut attached = self.attached.write().unwrap_or_else(PoisonError::into_inner);
+        attached.remove(name);
+        tracing::info!("storage {name} detached");
+        Ok(())
+    }
+
+    pub fn list(&self) -> Result<Vec<Storage>> {
+        let attached: Vec<StorageName> = self.attached().keys().cloned().collect();
+        [StorageName::local()]
+            .iter()
+            .chain(&attached)
+            .map(|name| self.show(name))
+            .collect()
+    }
+
+    pub fn show(&self, name: &StorageName) -> Result<Storage> {
+        if name.is_local() {
+            return Storage::described(name, self.local.dir(), &self.local, None);
+        }
+        let record = self.memory.get().storages.get(name).cloned();
+        let record = record.ok_or_else(|| self.unknown(name))?;
+        match self.attached().get(name) {
+            Some(Ok(store)) => Storage::described(name, &record.path, store, Some(record.options)),
+            Some(Err(why)) => Ok(Storage::missing(name, &record.path, record.options, why)),
+            None => Err(self.unknown(name)),
+        }
+    }
+
+    fn unknown(&self, name: &StorageName) -> Error {
+        let known: Vec<String> = self.attached().keys().map(StorageName::to_string).collect();
+        let known = [vec![StorageName::local().to_string()], known].concat().join(", ");
+        Error::not_found(format!("no storage named {name}")).hint(format!("the storages are: {known}"))
+    }
+
+    fn attached(&self) -> RwLockReadGuard<'_, BTreeMap<StorageName, State>> {
+        self.attached.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open(path: &Path) -> Result<Arc<Store>> {
+    Ok(Store::open(path, Disk::new().with_open_files_max(backing_files_max()))?)
+}
+
+fn reopen(name: &StorageName, record: &StorageRecord) -> State {
+    open(&record.path).map_err(|error| {
+        tracing::error!("the storage {name} can't be used: {error}");
+        error.message
+    })
+}
+
+/// A store that is there is taken as it is; else a new one is made.
+fn make_or_open(path: &Path) -> Result<(Arc<Store>, Option<String>)> {
+    match open(path) {
+        Err(error) if error.kind == crate::error::Kind::NotFound => {
+            let warning = Store::create(path, Disk::new())?;
+            Ok((open(path)?, warning))
+        }
+        opened => opened.map(|store| {
+            let warning = store.warning().map(String::from);
+            (store, warning)
+        }),
+    }
+}

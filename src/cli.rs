@@ -23,8 +23,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::client::Client;
 use crate::error::{EXIT_CODES, Error, Result};
 use crate::output::{self, Format, Show};
-use progress::Progress;
 use crate::{launch, store_dir};
+use progress::Progress;
 
 /// Git for PostgreSQL data directories: snapshots, rollbacks and copy-on-write branches as mounts
 #[derive(Parser)]

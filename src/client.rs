@@ -261,10 +261,12 @@ impl Client {
             .body(Full::new(asked.body.clone()))
             .map_err(|error| Error::usage(error.to_string()))?;
         let mut refusal = Vec::new();
-        let answer = self.runtime.block_on(exchange(stream, request, |status, part| match status.is_success() {
-            true => heard(part),
-            false => refusal.extend_from_slice(part),
-        }));
+        let answer = self
+            .runtime
+            .block_on(exchange(stream, request, |status, part| match status.is_success() {
+                true => heard(part),
+                false => refusal.extend_from_slice(part),
+            }));
         let status = answer.map_err(|error| match asked.method == Method::GET {
             true => self.no_service(),
             false => self.broken(&error),
@@ -323,7 +325,9 @@ fn pg_path(name: &BranchName) -> String {
 /// The kind and data of a server-sent event; comments have none.
 fn parse_event(text: &str) -> Option<(&str, String)> {
     let field = |name: &'static str| {
-        let values = text.lines().filter_map(move |line| line.strip_prefix(name)?.strip_prefix(':'));
+        let values = text
+            .lines()
+            .filter_map(move |line| line.strip_prefix(name)?.strip_prefix(':'));
         values.map(|value| value.strip_prefix(' ').unwrap_or(value))
     };
     let data: Vec<&str> = field("data").collect();
@@ -389,7 +393,10 @@ mod tests {
 
     #[test]
     fn events_are_read_as_they_are_sent() {
-        assert_eq!(parse_event("event: step\ndata: one\ndata: two\n\n"), Some(("step", "one\ntwo".into())));
+        assert_eq!(
+            parse_event("event: step\ndata: one\ndata: two\n\n"),
+            Some(("step", "one\ntwo".into()))
+        );
         assert_eq!(parse_event("event:done\ndata:{}\n\n"), Some(("done", "{}".into())));
         assert_eq!(parse_event(": still there\n\n"), None);
     }

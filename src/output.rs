@@ -115,12 +115,17 @@ impl Show for Vec<Snapshot> {
                 snapshot.total.map_or(String::new(), bytes),
                 postgres.map_or(String::new(), state),
                 postgres.map_or(String::new(), |postgres| postgres.redo_lsn.clone()),
-                snapshot.wal_to_replay.filter(|_| postgres.is_some()).map_or(String::new(), bytes),
+                snapshot
+                    .wal_to_replay
+                    .filter(|_| postgres.is_some())
+                    .map_or(String::new(), bytes),
                 stays(snapshot),
             ]
         };
         table(
-            ["SNAPSHOT", "TAKEN", "USED", "TOTAL", "POSTGRES", "REDO LSN", "REPLAY", "STAYS"],
+            [
+                "SNAPSHOT", "TAKEN", "USED", "TOTAL", "POSTGRES", "REDO LSN", "REPLAY", "STAYS",
+            ],
             self.iter().map(row),
         )
     }
@@ -209,7 +214,10 @@ impl Show for Pg {
 impl Show for Acted {
     fn text(&self) -> String {
         match (&self.kept, self.pg.status) {
-            (Some(kept), _) => format!("{} is set back; `zenith pg checkout '{kept}'` goes forward again", self.pg.name),
+            (Some(kept), _) => format!(
+                "{} is set back; `zenith pg checkout '{kept}'` goes forward again",
+                self.pg.name
+            ),
             (None, server::Status::Running) => format!("{} is running on port {}", self.pg.name, self.pg.port),
             (None, _) => format!("{} is {}", self.pg.name, standing(&self.pg)),
         }
@@ -223,7 +231,9 @@ impl Show for PgDetails {
             true => "none".into(),
             false => names.join(", "),
         };
-        let wal_timeline = self.wal_timeline.map_or(String::new(), |number| format!(", WAL timeline {number}"));
+        let wal_timeline = self
+            .wal_timeline
+            .map_or(String::new(), |number| format!(", WAL timeline {number}"));
         let server = pg.pid.map_or(String::new(), |pid| format!(", pid {pid}"));
         let parent = pg.parent.clone().unwrap_or_else(|| "none".into());
         [
@@ -234,10 +244,19 @@ impl Show for PgDetails {
             format!("parent     {parent}"),
             format!("postgres   {}, runs as {}", self.version, pg.user),
             format!("programs   {}", self.pg_bin.display()),
-            format!("redo LSN   {}{wal_timeline}", self.redo_lsn.clone().unwrap_or_else(|| "unknown".into())),
+            format!(
+                "redo LSN   {}{wal_timeline}",
+                self.redo_lsn.clone().unwrap_or_else(|| "unknown".into())
+            ),
             format!("conninfo   {}", self.conninfo),
-            format!("snapshots  {}", names(self.snapshots.iter().map(ToString::to_string).collect())),
-            format!("replicas   {}", names(self.replicas.iter().map(ToString::to_string).collect())),
+            format!(
+                "snapshots  {}",
+                names(self.snapshots.iter().map(ToString::to_string).collect())
+            ),
+            format!(
+                "replicas   {}",
+                names(self.replicas.iter().map(ToString::to_string).collect())
+            ),
             format!("pitr areas {}", names(Vec::new())),
             format!("log        {}", self.log.display()),
         ]

@@ -39,8 +39,10 @@ impl Owner {
             (named, true) => Ok(Owner::of_user(user(named.unwrap_or(USER))?)),
             (Some(named), false) => match user(named)? {
                 user if user.uid == own.uid => Ok(own),
-                _ => Err(Error::refused(format!("only root can run Postgres as the user {named}"))
-                    .hint("leave --user away, or run zenith as root")),
+                _ => Err(
+                    Error::refused(format!("only root can run Postgres as the user {named}"))
+                        .hint("leave --user away, or run zenith as root"),
+                ),
             },
         }
     }
@@ -54,8 +56,11 @@ impl Owner {
         };
         let refused = |why: &str| {
             let dir = dir.display();
-            Err(Error::refused(format!("{dir} belongs to {}, {why}", owner.name()))
-                .hint(format!("give it to the user that is to run Postgres: `chown -R USER {dir}`")))
+            Err(
+                Error::refused(format!("{dir} belongs to {}, {why}", owner.name())).hint(format!(
+                    "give it to the user that is to run Postgres: `chown -R USER {dir}`"
+                )),
+            )
         };
         match (owner.uid.is_root(), geteuid()) {
             (true, _) => refused("and Postgres refuses to run as root"),
@@ -94,7 +99,9 @@ impl Owner {
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env_clear().current_dir("/").stdin(Stdio::null());
-        command.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LC_MESSAGES", "C");
+        command
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("LC_MESSAGES", "C");
         if geteuid().is_root() {
             command.uid(self.uid.as_raw()).gid(self.gid.as_raw());
         }

@@ -84,9 +84,9 @@ impl Error {
             Error::NoSnapshot { known, .. } => Some(known_names("snapshots of that branch", known)),
             Error::BranchExists { .. } | Error::SnapshotExists { .. } => Some("take another name".into()),
             Error::Busy { .. } => Some("`zenith status` shows where it is mounted; unmount it first".into()),
-            Error::Needed { dependents, .. } => dependents
-                .first()
-                .map(|first| format!("destroy {first} first: `zenith pg destroy` if it is a pg, else `zenith branch -d`")),
+            Error::Needed { dependents, .. } => dependents.first().map(|first| {
+                format!("destroy {first} first: `zenith pg destroy` if it is a pg, else `zenith branch -d`")
+            }),
             Error::Protected { .. } => Some("`zenith snapshot protect --off` takes the protection away".into()),
             Error::Damaged { .. } => Some("keep the store as it is and look into the service's log".into()),
             Error::Poisoned { .. } => {

@@ -39,7 +39,8 @@ impl Store {
             let layer = catalog.snapshot(name)?.layer;
             (freed_with(&catalog, name)?, chain(&catalog, layer)?)
         };
-        let sum = |layers: Vec<LayerId>| -> Result<u64> { layers.into_iter().map(|id| self.layer_bytes(id, true)).sum() };
+        let sum =
+            |layers: Vec<LayerId>| -> Result<u64> { layers.into_iter().map(|id| self.layer_bytes(id, true)).sum() };
         Ok(SnapshotBytes {
             alone: sum(alone)?,
             whole: sum(whole)?,

@@ -57,7 +57,9 @@ impl Shell {
             ["branch", name, start] => self.branch(name, Start::Branch(parsed(start)?)),
             ["copy", name, start] => {
                 let start = Start::Snapshot(parsed(start)?);
-                let made = self.store().create_bound_branch(&parsed(name)?, &start, Bond::Independent, (0, 0), NOW);
+                let made = self
+                    .store()
+                    .create_bound_branch(&parsed(name)?, &start, Bond::Independent, (0, 0), NOW);
                 shown(made.map(|_| ()))
             }
             ["rename", name, tag] => shown(self.store().rename_snapshot(&parsed(name)?, &parsed(tag)?).map(|_| ())),
@@ -70,7 +72,11 @@ impl Shell {
             }
             ["parents"] => Ok(self.parents()),
             ["branch-d", name] => shown(self.store().destroy_branch(&parsed(name)?)),
-            ["snapshot", name] => shown(self.store().create_snapshot(&parsed(name)?, Keep::default(), NOW).map(|_| ())),
+            ["snapshot", name] => shown(
+                self.store()
+                    .create_snapshot(&parsed(name)?, Keep::default(), NOW)
+                    .map(|_| ()),
+            ),
             ["snapshot-d", name] => shown(self.store().destroy_snapshot(&parsed(name)?)),
             ["checkout", name] => self.checkout(name),
             ["umount", name] => Ok(self.mounted.remove(*name).map_or("not mounted\n", |_| "").into()),

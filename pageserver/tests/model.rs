@@ -310,7 +310,9 @@ impl World {
         let name: SnapshotName = format!("{}@t{}", self.branches[at].name, self.made)
             .parse()
             .expect("a valid name");
-        self.store().create_snapshot(&name, Keep::default(), NOW).expect("take a snapshot");
+        self.store()
+            .create_snapshot(&name, Keep::default(), NOW)
+            .expect("take a snapshot");
         let branch = &mut self.branches[at];
         branch.snapshots.insert(name, reachable(&branch.tree));
     }

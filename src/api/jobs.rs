@@ -5,7 +5,6 @@
 //! a sentence, and at the end `done` with the result or `failed` with a problem.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::sync::Arc;
 
 use axum::extract::{Path, State as Shared};
@@ -99,7 +98,9 @@ async fn show(Shared(service): Shared<Arc<Service>>, Path(id): Path<String>) -> 
 }
 
 fn found(service: &Service, id: &str) -> Result<Arc<jobs::Job>> {
-    let number = id.parse().map_err(|_| Error::usage(format!("{id:?} is no number of a job")))?;
+    let number = id
+        .parse()
+        .map_err(|_| Error::usage(format!("{id:?} is no number of a job")))?;
     service.jobs.get(number)
 }
 
@@ -130,20 +131,16 @@ impl Told {
         }
     }
 
-    fn next(mut self) -> impl Future<Output = Option<(std::result::Result<Event, Infallible>, Told)>> {
-        async move {
-            loop {
-                if self.ended {
-                    return None;
-                }
-                self.changes.mark_unchanged();
-                if let Some(event) = self.unheard() {
-                    return Some((Ok(event), self));
-                }
-                // The job is held here, so its sender is there.
-                self.changes.changed().await.ok()?;
+    async fn next(mut self) -> Option<(std::result::Result<Event, Infallible>, Told)> {
+        while !self.ended {
+            self.changes.mark_unchanged();
+            if let Some(event) = self.unheard() {
+                return Some((Ok(event), self));
             }
+            // The job is held here, so its sender is there.
+            self.changes.changed().await.ok()?;
         }
+        None
     }
 
     fn unheard(&mut self) -> Option<Event> {

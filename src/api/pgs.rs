@@ -238,7 +238,10 @@ async fn act(
 ) -> Result<Response> {
     let name: BranchName = name.parse()?;
     let what = format!("{} {name}", action.verb());
-    as_job(service, &headers, what, move |service, job| service.act(&name, action, job)).await
+    as_job(service, &headers, what, move |service, job| {
+        service.act(&name, action, job)
+    })
+    .await
 }
 
 async fn log(

@@ -238,7 +238,12 @@ mod tests {
         );
         assert_eq!(good.path().expect("absolute"), FsPath::new("/data"));
         assert!(options(&[("path", "data")]).path().is_err());
-        for bad in [("compression", "zstd:23"), ("compression", "lz4"), ("colour", "red"), ("url", "zenith://x")] {
+        for bad in [
+            ("compression", "zstd:23"),
+            ("compression", "lz4"),
+            ("colour", "red"),
+            ("url", "zenith://x"),
+        ] {
             assert!(options(&[path, bad]).checked(StorageKind::Native).is_err(), "{bad:?}");
         }
         assert!(good.checked(StorageKind::S3).is_err());

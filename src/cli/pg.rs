@@ -289,7 +289,9 @@ impl Psql {
         let details = context.client()?.pg(&self.name)?;
         if details.pg.pid.is_none() {
             let name = &self.name;
-            return Err(Error::refused(format!("{name} is not running")).hint(format!("`zenith pg start {name}` first")));
+            return Err(
+                Error::refused(format!("{name} is not running")).hint(format!("`zenith pg start {name}` first"))
+            );
         }
         let psql = details.pg_bin.join("psql");
         let mut command = psql_as(&psql, &details.pg.user, &details.conninfo)?;

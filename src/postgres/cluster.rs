@@ -75,7 +75,11 @@ pub fn configure(dir: &Path, settings: &[(String, String)]) -> Result<()> {
 /// Makes a cluster a standby that follows the primary found with `conninfo`; ends when it is promoted.
 pub fn follow(dir: &Path, owner: Owner, conninfo: &str) -> Result<()> {
     let settings = [("primary_conninfo".to_owned(), conninfo.to_owned())];
-    append(&dir.join(AUTO_CONFIGURATION), "added by zenith pg start --replica", &settings)?;
+    append(
+        &dir.join(AUTO_CONFIGURATION),
+        "added by zenith pg start --replica",
+        &settings,
+    )?;
     let signal = dir.join(STANDBY_SIGNAL);
     let made = || {
         File::create(&signal)?.sync_all()?;

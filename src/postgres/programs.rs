@@ -90,7 +90,10 @@ fn on_path() -> Vec<PathBuf> {
 
 /// What packages have put on this machine, the newest major first.
 fn installed() -> Vec<PathBuf> {
-    let mut found: Vec<(u32, PathBuf)> = PACKAGES.iter().flat_map(|(dir, prefix)| packaged(dir, prefix)).collect();
+    let mut found: Vec<(u32, PathBuf)> = PACKAGES
+        .iter()
+        .flat_map(|(dir, prefix)| packaged(dir, prefix))
+        .collect();
     found.sort_by(|a, b| b.cmp(a));
     found.into_iter().map(|(_, dir)| dir).collect()
 }
@@ -145,7 +148,10 @@ mod tests {
 
     #[test]
     fn the_major_is_read_from_what_the_server_says() {
-        assert_eq!(major_of("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"), Some(15));
+        assert_eq!(
+            major_of("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"),
+            Some(15)
+        );
         assert_eq!(major_of("postgres (PostgreSQL) 18beta1"), Some(18));
         assert_eq!(major_of("13\n"), Some(13));
         assert_eq!(major_of("no number"), None);
@@ -158,7 +164,15 @@ mod tests {
             major: 15,
         }];
         let error = none_found(Some(14), &seen);
-        assert!(error.message.contains("PostgreSQL 14 was not found"), "{}", error.message);
-        assert!(error.message.contains("15 in /usr/lib/postgresql/15/bin"), "{}", error.message);
+        assert!(
+            error.message.contains("PostgreSQL 14 was not found"),
+            "{}",
+            error.message
+        );
+        assert!(
+            error.message.contains("15 in /usr/lib/postgresql/15/bin"),
+            "{}",
+            error.message
+        );
     }
 }

@@ -93,7 +93,10 @@ impl Server<'_> {
             .stdout(stdout)
             .stderr(stderr)
             .status();
-        match status.map_err(Error::path("run pg_ctl from", &self.programs.dir))?.success() {
+        match status
+            .map_err(Error::path("run pg_ctl from", &self.programs.dir))?
+            .success()
+        {
             true => Ok(()),
             false => Err(self.told(before)),
         }
@@ -138,13 +141,27 @@ pub fn stop(programs: &Programs, owner: Owner, dir: &Path, mode: StopMode) -> Re
 /// Has a running server write a checkpoint, as its own user and so without a password.
 pub fn checkpoint(pg_bin: &Path, owner: Owner, socket_dir: &Path, port: u16) -> Result<()> {
     let mut psql = owner.command(&pg_bin.join("psql"));
-    psql.args(["-XqAt", "-d", "postgres", "-p", &port.to_string(), "-c", "CHECKPOINT", "-h"]);
-    let output = psql.arg(socket_dir).output().map_err(Error::path("run psql from", pg_bin))?;
+    psql.args([
+        "-XqAt",
+        "-d",
+        "postgres",
+        "-p",
+        &port.to_string(),
+        "-c",
+        "CHECKPOINT",
+        "-h",
+    ]);
+    let output = psql
+        .arg(socket_dir)
+        .output()
+        .map_err(Error::path("run psql from", pg_bin))?;
     let said = String::from_utf8_lossy(&output.stderr);
     match output.status.success() {
         true => Ok(()),
-        false => Err(Error::failure(format!("no checkpoint: {}", last_lines(&said, LAST_LINES)))
-            .hint("leave --checkpoint away: a view of the snapshot then replays WAL when it starts")),
+        false => Err(
+            Error::failure(format!("no checkpoint: {}", last_lines(&said, LAST_LINES)))
+                .hint("leave --checkpoint away: a view of the snapshot then replays WAL when it starts"),
+        ),
     }
 }
 
@@ -161,7 +178,10 @@ fn run_pg_ctl(command: &mut Command, programs: &Programs) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     match output.status.success() {
         true => Ok(()),
-        false => Err(Error::failure(format!("pg_ctl failed: {}", last_lines(&said, LAST_LINES)))),
+        false => Err(Error::failure(format!(
+            "pg_ctl failed: {}",
+            last_lines(&said, LAST_LINES)
+        ))),
     }
 }
 
@@ -223,8 +243,8 @@ pub fn free_port(taken: &[u16]) -> Result<u16> {
 
 /// Postgres takes a port only when its socket file is free too.
 fn is_free(port: u16) -> bool {
-    let socket = |dir: &&str| Path::new(dir).join(format!(".s.PGSQL.{port}.lock")).exists();
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() && !SOCKET_DIRS.iter().any(|dir| socket(&dir))
+    let has_socket = |dir: &&str| Path::new(dir).join(format!(".s.PGSQL.{port}.lock")).exists();
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() && !SOCKET_DIRS.iter().any(has_socket)
 }
 
 /// Where a server's sockets go: where clients look for them, and the server may write.

@@ -13,8 +13,8 @@ use pageserver::{BranchName, Start};
 
 use super::Service;
 use super::detach::clear;
-use super::mounts::log_failure;
 use super::memory::Unfinished;
+use super::mounts::log_failure;
 use super::snapshots::Hidden;
 use crate::api::branches::NewCluster;
 use crate::error::{Error, Result};

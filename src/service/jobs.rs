@@ -133,7 +133,10 @@ mod tests {
         assert!(list.len() <= ENDED_MAX + 2, "{}", list.len());
         assert_eq!(jobs.get(running.now().id).expect("runs").now().state, State::Running);
         let last = list.last().expect("the last");
-        assert_eq!((last.steps.len(), last.result.clone()), (1, Some((ENDED_MAX + 4).into())));
+        assert_eq!(
+            (last.steps.len(), last.result.clone()),
+            (1, Some((ENDED_MAX + 4).into()))
+        );
         assert!(jobs.get(2).is_err());
     }
 }

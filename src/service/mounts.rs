@@ -227,6 +227,7 @@ impl Service {
     fn undo(&self, unfinished: &Unfinished) {
         let Unfinished { branch, dir, .. } = unfinished;
         tracing::info!("undoing the unfinished data directory on branch {branch}");
+        self.table.settle(dir, Err("it is unfinished".into()));
         if let Err(error) = self.discard(unfinished) {
             tracing::error!("{branch} on {} is left as it is: {}", dir.display(), error.message);
         }
@@ -258,6 +259,7 @@ fn still_used(kept: Vec<Error>) -> Option<Error> {
         [one] => one.hint.clone(),
         _ => None,
     };
-    let hint = hint.unwrap_or_else(|| "stop what uses them (`zenith pg stop NAME`), or stop all the same with --force".into());
+    let hint =
+        hint.unwrap_or_else(|| "stop what uses them (`zenith pg stop NAME`), or stop all the same with --force".into());
     Some(Error::refused(message).hint(hint))
 }

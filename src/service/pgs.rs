@@ -44,7 +44,10 @@ impl Service {
     }
 
     fn described_pg(&self, name: &BranchName, record: &PgRecord) -> Pg {
-        let used = self.storages.store_of(name).and_then(|store| Ok(store.branch_bytes(name)?));
+        let used = self
+            .storages
+            .store_of(name)
+            .and_then(|store| Ok(store.branch_bytes(name)?));
         let mounted = self.table.head_of(name);
         let status = mounted.as_ref().map_or(Status::Stopped, |dir| server::status(dir));
         Pg {
@@ -73,7 +76,10 @@ impl Service {
         let record = self.pg_record(name)?;
         let pg = self.described_pg(name, &record);
         let store = self.storages.store_of(name)?;
-        let control = store.timeline(name).ok().and_then(|timeline| timeline.view().postgres());
+        let control = store
+            .timeline(name)
+            .ok()
+            .and_then(|timeline| timeline.view().postgres());
         let all = self.memory.get().pgs.clone();
         let followers = all.iter().filter(|(_, other)| other.follows.as_ref() == Some(name));
         Ok(PgDetails {
@@ -115,18 +121,21 @@ impl Service {
         if let Action::Start { is_replica: true, at } = &action {
             return self.add_replica(name, at, job);
         }
-        self.locks.with(name, || match action {
-            Action::Start { .. } => self.start_pg(name, job),
-            Action::Stop { mode } => self.stop_pg(name, mode, job).map(drop),
-            Action::Restart { mode } => self.restart_pg(name, mode, job),
-            Action::Promote => self.promote_pg(name, job),
-            Action::Checkout { tag } => return self.checkout_pg(name, tag, job).map(Some),
-        }
-        .map(|()| None))
-        .and_then(|kept| {
-            let pg = self.pg(name)?;
-            Ok(Acted { pg, kept })
-        })
+        self.locks
+            .with(name, || {
+                match action {
+                    Action::Start { .. } => self.start_pg(name, job),
+                    Action::Stop { mode } => self.stop_pg(name, mode, job).map(drop),
+                    Action::Restart { mode } => self.restart_pg(name, mode, job),
+                    Action::Promote => self.promote_pg(name, job),
+                    Action::Checkout { tag } => return self.checkout_pg(name, tag, job).map(Some),
+                }
+                .map(|()| None)
+            })
+            .and_then(|kept| {
+                let pg = self.pg(name)?;
+                Ok(Acted { pg, kept })
+            })
     }
 
     pub(super) fn pg_record(&self, name: &BranchName) -> Result<PgRecord> {
@@ -153,7 +162,11 @@ impl Service {
     }
 
     fn log_of(&self, name: &BranchName) -> PathBuf {
-        self.storages.local().dir().join(store_dir::PG_LOGS).join(format!("{name}.log"))
+        self.storages
+            .local()
+            .dir()
+            .join(store_dir::PG_LOGS)
+            .join(format!("{name}.log"))
     }
 
     /// Does something with the pg's server as it is to run.

@@ -97,7 +97,8 @@ impl Storages {
         let (store, warning) = make_or_open(&path)?;
         self.refuse_twins(&store)?;
         let record = StorageRecord { path, options };
-        self.memory.change(|remembered| drop(remembered.storages.insert(name.clone(), record)))?;
+        self.memory
+            .change(|remembered| drop(remembered.storages.insert(name.clone(), record)))?;
         let mut attached = self.attached.write().unwrap_or_else(PoisonError::into_inner);
         attached.insert(name.clone(), Ok(store));
         drop(attached);
@@ -111,8 +112,10 @@ impl Storages {
         for branch in store.branches() {
             if let Ok((storage, _)) = self.of(&branch.name) {
                 let name = branch.name;
-                return Err(Error::refused(format!("both {storage} and the new storage have a branch {name}"))
-                    .hint(format!("delete or detach one of them: `zenith branch -d {name}`")));
+                return Err(
+                    Error::refused(format!("both {storage} and the new storage have a branch {name}"))
+                        .hint(format!("delete or detach one of them: `zenith branch -d {name}`")),
+                );
             }
         }
         Ok(())
@@ -121,12 +124,15 @@ impl Storages {
     /// Lets go of a storage; what is in it stays there.
     pub fn detach(&self, name: &StorageName) -> Result<()> {
         if name.is_local() {
-            return Err(Error::refused("the storage local is the store itself").hint("only attached storages can be detached"));
+            return Err(
+                Error::refused("the storage local is the store itself").hint("only attached storages can be detached")
+            );
         }
         if !self.attached().contains_key(name) {
             return Err(self.unknown(name));
         }
-        self.memory.change(|remembered| drop(remembered.storages.remove(name)))?;
+        self.memory
+            .change(|remembered| drop(remembered.storages.remove(name)))?;
         let mut attached = self.attached.write().unwrap_or_else(PoisonError::into_inner);
         attached.remove(name);
         tracing::info!("storage {name} detached");

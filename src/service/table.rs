@@ -150,9 +150,7 @@ impl Table {
     /// Where something is mounted right now, in the order it was.
     pub fn mounted_dirs(&self) -> Vec<PathBuf> {
         let entries = self.entries();
-        let mounted = entries
-            .iter()
-            .filter(|entry| matches!(entry.state, State::Mounted(_)));
+        let mounted = entries.iter().filter(|entry| matches!(entry.state, State::Mounted(_)));
         mounted.map(|entry| entry.place.dir.clone()).collect()
     }
 
@@ -170,19 +168,19 @@ fn at<'a>(entries: &'a mut [Entry], dir: &Path) -> Option<&'a mut Entry> {
 }
 
 fn check_free(entries: &[Entry], wanted: &Place) -> Result<()> {
-        let taken = entries
-            .iter()
-            .find(|entry| entry.excludes(wanted) && !entry.is_missing());
-        let Some(Entry { place, .. }) = taken else {
-            return Ok(());
-        };
-        let dir = place.dir.display();
-        let hint = match (place.dir == wanted.dir, place.view == wanted.view) {
-            (true, true) => format!("it is there already; `zenith umount {dir}` takes it away"),
-            (true, false) => format!("`zenith umount {dir}` first, or take another directory"),
-            (false, _) => format!("`zenith umount {dir}` first, or mount a copy with --cow NEWBRANCH"),
-        };
-        Err(Error::refused(format!("{} is mounted on {dir}", place.view)).hint(hint))
+    let taken = entries
+        .iter()
+        .find(|entry| entry.excludes(wanted) && !entry.is_missing());
+    let Some(Entry { place, .. }) = taken else {
+        return Ok(());
+    };
+    let dir = place.dir.display();
+    let hint = match (place.dir == wanted.dir, place.view == wanted.view) {
+        (true, true) => format!("it is there already; `zenith umount {dir}` takes it away"),
+        (true, false) => format!("`zenith umount {dir}` first, or take another directory"),
+        (false, _) => format!("`zenith umount {dir}` first, or mount a copy with --cow NEWBRANCH"),
+    };
+    Err(Error::refused(format!("{} is mounted on {dir}", place.view)).hint(hint))
 }
 
 impl Entry {

@@ -62,7 +62,9 @@ impl Scratch {
     }
 
     pub fn take(&self, tag: &str) -> SnapshotInfo {
-        self.store.create_snapshot(&snapshot(tag), Keep::default(), NOW).expect("a snapshot")
+        self.store
+            .create_snapshot(&snapshot(tag), Keep::default(), NOW)
+            .expect("a snapshot")
     }
 }
 

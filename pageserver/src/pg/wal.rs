@@ -51,7 +51,9 @@ fn segment_size(view: &View) -> Option<u64> {
     let first = {
         let ns = view.ns();
         let dir = ns.resolve(&[WAL_DIR]).ok()?;
-        ns.names(dir, 0).find(|(name, ..)| is_segment(name)).map(|(.., ino)| ino)?
+        ns.names(dir, 0)
+            .find(|(name, ..)| is_segment(name))
+            .map(|(.., ino)| ino)?
     };
     let size = view.getattr(first).ok()?.size;
     (SEGMENT_SIZES.contains(&size) && size.is_power_of_two()).then_some(size)

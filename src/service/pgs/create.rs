@@ -46,20 +46,18 @@ impl Service {
             None => self.with_free_name(NAMES, |name| self.create_named(name, new, job))?,
         };
         if new.start {
-            self.locks.with(&name, || self.start_pg(&name, job)).map_err(|error| Error {
-                message: format!("{name} was made, but {}", error.message),
-                ..error
-            })?;
+            self.locks
+                .with(&name, || self.start_pg(&name, job))
+                .map_err(|error| Error {
+                    message: format!("{name} was made, but {}", error.message),
+                    ..error
+                })?;
         }
         self.pg(&name)
     }
 
     /// Works on the first name of the sequence that nobody has, under its lock.
-    pub(super) fn with_free_name(
-        &self,
-        prefix: &str,
-        work: impl Fn(&BranchName) -> Result<()>,
-    ) -> Result<BranchName> {
+    pub(super) fn with_free_name(&self, prefix: &str, work: impl Fn(&BranchName) -> Result<()>) -> Result<BranchName> {
         let mut number = 0;
         loop {
             number += 1;
@@ -122,8 +120,12 @@ impl Service {
         };
         let storage = match (source, &new.storage) {
             (Some(source), Some(wanted)) if source != *wanted => {
-                return Err(Error::refused(format!("a copy of what lies in the storage {source} can't go to {wanted} yet"))
-                    .hint(format!("leave -s away, or copy the files: `zenith pg create -s {wanted}` and pg_basebackup")));
+                return Err(Error::refused(format!(
+                    "a copy of what lies in the storage {source} can't go to {wanted} yet"
+                ))
+                .hint(format!(
+                    "leave -s away, or copy the files: `zenith pg create -s {wanted}` and pg_basebackup"
+                )));
             }
             (Some(source), _) => source,
             (None, wanted) => wanted.clone().unwrap_or_else(StorageName::local),
@@ -243,10 +245,11 @@ impl Service {
     pub(super) fn check_cluster(&self, dir: &Path, new: &NewPg) -> Result<Programs> {
         let major = cluster::major(dir)?;
         match new.pg_version {
-            Some(wanted) if wanted != major => {
-                Err(Error::refused(format!("{} holds PostgreSQL {major}, not {wanted}", dir.display()))
-                    .hint("leave --pg-version away: the version of the data decides"))
-            }
+            Some(wanted) if wanted != major => Err(Error::refused(format!(
+                "{} holds PostgreSQL {major}, not {wanted}",
+                dir.display()
+            ))
+            .hint("leave --pg-version away: the version of the data decides")),
             _ => programs::find(&new.pg_bins, Some(major)),
         }
     }
@@ -263,7 +266,8 @@ impl Service {
         match taken {
             None => Ok(()),
             Some((name, record)) => {
-                Err(Error::refused(format!("port {} belongs to {name}", record.port)).hint("take another --port, or none"))
+                Err(Error::refused(format!("port {} belongs to {name}", record.port))
+                    .hint("take another --port, or none"))
             }
         }
     }
@@ -283,10 +287,10 @@ fn check_reachable(dir: &Path, owner: Owner) -> Result<()> {
         };
         if meta.mode() & enter == 0 {
             let (user, above) = (owner.name(), above.display());
-            return Err(
-                Error::refused(format!("the user {user}, who is to run Postgres, can't get into {above}"))
-                    .hint(format!("`chmod o+x {above}`, or give a place elsewhere with --dir")),
-            );
+            return Err(Error::refused(format!(
+                "the user {user}, who is to run Postgres, can't get into {above}"
+            ))
+            .hint(format!("`chmod o+x {above}`, or give a place elsewhere with --dir")));
         }
     }
     Ok(())

@@ -24,11 +24,16 @@ impl Service {
             Status::Stopped => {}
             Status::Stopping => return Err(Error::refused(format!("{name} is stopping")).hint("try again in a moment")),
             Status::Starting | Status::Running => {
-                return Err(Error::refused(format!("{name} is running already")).hint("`zenith pg restart` restarts it"));
+                return Err(
+                    Error::refused(format!("{name} is running already")).hint("`zenith pg restart` restarts it")
+                );
             }
         }
         self.with_server(name, |server| {
-            job.step(format!("start PostgreSQL {} on port {}", server.programs.major, server.port));
+            job.step(format!(
+                "start PostgreSQL {} on port {}",
+                server.programs.major, server.port
+            ));
             server.start()
         })?;
         tracing::info!("{name} started");
@@ -62,7 +67,9 @@ impl Service {
             return Err(Error::refused(format!("{name} is no replica")).hint("`zenith pg list` shows the roles"));
         }
         if pg.status != Status::Running {
-            return Err(Error::refused(format!("{name} is not running")).hint(format!("`zenith pg start {name}` first")));
+            return Err(
+                Error::refused(format!("{name} is not running")).hint(format!("`zenith pg start {name}` first"))
+            );
         }
         job.step(format!("promote {name}"));
         self.with_server(name, |server| server.promote())?;
@@ -135,7 +142,9 @@ impl Service {
         let record = self.pg_record(name)?;
         let dir = self.table.head_of(name).unwrap_or(record.dir.clone());
         match server::status(&dir) {
-            Status::Running => server::checkpoint(&record.pg_bin, Owner::of_dir(&dir)?, &record.socket_dir, record.port),
+            Status::Running => {
+                server::checkpoint(&record.pg_bin, Owner::of_dir(&dir)?, &record.socket_dir, record.port)
+            }
             _ => Ok(()),
         }
     }

@@ -20,8 +20,8 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request};
 use axum::http::Method;
 use axum::http::request::Parts;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::service::Service;
@@ -79,6 +79,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             .map_err(|rejection| Error::usage(rejection.body_text()))?;
         Ok(Body(body))
     }
+}
+
+/// How to destroy something.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Destroying {
+    /// Change nothing, only answer as the real thing would: that it is refused, or nothing.
+    #[serde(default)]
+    dry_run: bool,
 }
 
 /// Parameters after the `?`, likewise.

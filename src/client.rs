@@ -33,6 +33,7 @@ use crate::api::snapshots::{NewSnapshot, Snapshot, SnapshotChange};
 use crate::api::status::{Status, Stop};
 use crate::api::storages::{NewStorage, Storage, StorageName};
 use crate::error::{Error, Kind, Result};
+use crate::output::note;
 use crate::store_dir;
 
 /// The service of a store, whether it runs or not.
@@ -40,6 +41,7 @@ pub struct Client {
     store: PathBuf,
     runtime: Runtime,
     start: Option<Start>,
+    verbose: bool,
 }
 
 /// What brings a store's service up.
@@ -56,6 +58,7 @@ impl Client {
             store: store.into(),
             runtime: runtime.map_err(Error::io("start a client"))?,
             start: None,
+            verbose: false,
         })
     }
 
@@ -66,6 +69,11 @@ impl Client {
             start: Some(start),
             ..client
         })
+    }
+
+    /// Tells people each request, with how it was answered and the time that took.
+    pub fn verbose(self, verbose: bool) -> Client {
+        Client { verbose, ..self }
     }
 
     pub fn status(&self) -> Result<Status> {
@@ -80,16 +88,17 @@ impl Client {
         self.get("/branches")
     }
 
-    pub fn branch(&self, name: &BranchName) -> Result<Branch> {
-        self.get(&format!("/branches/{}", encoded(name)))
-    }
-
     pub fn create_branch(&self, new: &NewBranch) -> Result<Branch> {
         self.post("/branches", new)
     }
 
     pub fn destroy_branch(&self, name: &BranchName) -> Result<()> {
         self.delete(&format!("/branches/{}", encoded(name)))
+    }
+
+    /// Whether it could be destroyed now; so do the other checks.
+    pub fn check_destroy_branch(&self, name: &BranchName) -> Result<()> {
+        self.try_delete(&format!("/branches/{}", encoded(name)))
     }
 
     pub fn checkout(&self, name: &SnapshotName) -> Result<CheckedOut> {
@@ -120,6 +129,10 @@ impl Client {
         self.delete(&format!("/snapshots/{}", encoded(name)))
     }
 
+    pub fn check_destroy_snapshot(&self, name: &SnapshotName) -> Result<()> {
+        self.try_delete(&format!("/snapshots/{}", encoded(name)))
+    }
+
     pub fn change_snapshot(&self, name: &SnapshotName, change: &SnapshotChange) -> Result<Snapshot> {
         self.with_body(Method::PATCH, &format!("/snapshots/{}", encoded(name)), change)
     }
@@ -138,6 +151,10 @@ impl Client {
 
     pub fn detach_storage(&self, name: &StorageName) -> Result<()> {
         self.delete(&format!("/storages/{}", encoded(name)))
+    }
+
+    pub fn check_detach_storage(&self, name: &StorageName) -> Result<()> {
+        self.try_delete(&format!("/storages/{}", encoded(name)))
     }
 
     pub fn pgs(&self) -> Result<Vec<Pg>> {
@@ -160,6 +177,10 @@ impl Client {
 
     pub fn destroy_pg(&self, name: &BranchName, watcher: &mut dyn Watcher) -> Result<()> {
         self.job(Method::DELETE, &pg_path(name), Bytes::new(), watcher)
+    }
+
+    pub fn check_destroy_pg(&self, name: &BranchName) -> Result<()> {
+        self.try_delete(&pg_path(name))
     }
 
     pub fn act(&self, name: &BranchName, action: &Action, watcher: &mut dyn Watcher) -> Result<Acted> {
@@ -189,6 +210,10 @@ impl Client {
 
     fn delete(&self, path: &str) -> Result<()> {
         self.send(Method::DELETE, path, Bytes::new())
+    }
+
+    fn try_delete(&self, path: &str) -> Result<()> {
+        self.delete(&format!("{path}?dry_run=true"))
     }
 
     fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
@@ -251,6 +276,21 @@ impl Client {
 
     /// [`Kind::NoService`] says that the request has changed nothing. `heard` gets the answer as it comes in.
     fn exchange_once(&self, asked: &Asked, heard: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let begun = Instant::now();
+        let answer = self.ask(asked, heard);
+        if self.verbose {
+            note(&asked.told(&answer, begun.elapsed()));
+        }
+        let (status, refusal) = answer?;
+        if status.is_success() {
+            return Ok(());
+        }
+        let problem: Problem = serde_json::from_slice(&refusal).map_err(|error| self.broken(&error))?;
+        Err(problem.into())
+    }
+
+    /// The status of the answer, and its body if it is a refusal.
+    fn ask(&self, asked: &Asked, heard: &mut dyn FnMut(&[u8])) -> Result<(StatusCode, Vec<u8>)> {
         let stream = open(&self.store).map_err(|error| self.not_reached(error))?;
         let request = Request::builder()
             .method(asked.method.clone())
@@ -271,11 +311,7 @@ impl Client {
             true => self.no_service(),
             false => self.broken(&error),
         })?;
-        if status.is_success() {
-            return Ok(());
-        }
-        let problem: Problem = serde_json::from_slice(&refusal).map_err(|error| self.broken(&error))?;
-        Err(problem.into())
+        Ok((status, refusal))
     }
 
     fn not_reached(&self, error: io::Error) -> Error {
@@ -305,6 +341,18 @@ struct Asked<'a> {
     method: Method,
     path: &'a str,
     body: Bytes,
+}
+
+impl Asked<'_> {
+    /// As `GET /pgs 200 2.1 ms`.
+    fn told(&self, answer: &Result<(StatusCode, Vec<u8>)>, took: Duration) -> String {
+        let outcome = match answer {
+            Ok((status, _)) => status.as_str(),
+            Err(_) => "no answer",
+        };
+        let millis = took.as_secs_f64() * 1000.0;
+        format!("{} {} {outcome} {millis:.1} ms", self.method, self.path)
+    }
 }
 
 /// Hears of the steps of work that takes a while.

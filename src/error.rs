@@ -4,7 +4,7 @@
 //! the service found.
 
 use std::fmt::{self, Display};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use fusefs::MountError;
@@ -100,17 +100,6 @@ impl Error {
     /// As [`Error::io`], for something done to a path.
     pub fn path<E: Into<io::Error>>(what: &str, path: &Path) -> impl FnOnce(E) -> Error {
         Error::io(format!("{what} {}", path.display()))
-    }
-
-    /// Prints the error.
-    pub fn report(&self) {
-        let hint = self
-            .hint
-            .as_ref()
-            .map_or(String::new(), |hint| format!("HINT: {hint}\n"));
-        let text = format!("error: {}\n{hint}", self.message);
-        // Where stderr can't be written to, the exit code has to say it all.
-        let _lost = io::stderr().write_all(text.as_bytes()).is_err();
     }
 
     /// What a command that ends with the error exits with.

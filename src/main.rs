@@ -16,13 +16,7 @@ mod store_dir;
 mod time;
 
 fn main() -> ! {
-    let code = match cli::parse().and_then(|cli| cli.run()) {
-        Ok(()) => 0,
-        Err(error) => {
-            error.report();
-            error.exit_code()
-        }
-    };
+    let code = cli::run();
     // SAFETY: `_exit` only ends the process. What a command prints is flushed as it is printed, and the service has closed
     // its store, so nothing is left to do: RocksDB's static tables, which `exit` takes apart, cost a command a tenth of its time.
     unsafe { libc::_exit(code) }

@@ -1,22 +1,30 @@
 //! What commands print: tables and sentences for people, JSON or YAML for programs.
+//!
+//! Answers go to stdout, and all else to stderr: errors, warnings, progress, what `--verbose` tells.
 
+pub mod style;
+mod table;
+
+use std::fmt::Display;
 use std::io::{self, Write};
 
+use anstyle::Style;
 use bytesize::ByteSize;
-use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use crate::api::branches::{Branch, CheckedOut};
 use crate::api::mounts::Mount;
-use crate::api::pgs::{Acted, Pg, PgDetails};
+use crate::api::pgs::{Acted, LogText, Pg, PgDetails};
 use crate::api::snapshots::{Postgres, Snapshot};
 use crate::api::status::Status;
 use crate::api::storages::Storage;
 use crate::error::{Error, Result};
 use crate::postgres::server;
 use crate::time::human;
+use style::styled;
+use table::{Cell, table};
 
-/// The form of an answer.
+/// The form of an answer, and of an error.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, clap::ValueEnum)]
 pub enum Format {
     /// Tables and sentences, for people
@@ -29,43 +37,105 @@ pub enum Format {
 /// An answer that people can read.
 pub trait Show: Serialize {
     fn text(&self) -> String;
+
+    /// What people must know beside it.
+    fn warning(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Prints the answer in the form asked for.
 pub fn print(answer: &impl Show, format: Format) -> Result<()> {
-    let unprintable = |error: &dyn std::fmt::Display| Error::failure(format!("the answer can't be printed: {error}"));
-    let text = match format {
-        Format::Table => answer.text(),
-        Format::Json => serde_json::to_string_pretty(answer).map_err(|error| unprintable(&error))?,
-        Format::Yaml => serde_saphyr::to_string(answer).map_err(|error| unprintable(&error))?,
+    let printed = match format {
+        Format::Table => {
+            warn(answer);
+            write(anstream::stdout().lock(), &lines(&answer.text()))
+        }
+        Format::Json | Format::Yaml => raw(&lines(&machine_readable(answer, format)?)),
     };
-    line(&text)
+    printed.map(drop)
+}
+
+/// Tells what people must know of the answer.
+pub fn warn(answer: &impl Show) {
+    if let Some(warning) = answer.warning() {
+        note(&format!("{} {warning}", styled("WARNING:", style::WARNING)));
+    }
 }
 
 /// As [`print()`], for what a command did and has nothing to show of.
 pub fn done(sentence: &str, format: Format) -> Result<()> {
-    match format {
-        Format::Table => line(sentence),
-        Format::Json | Format::Yaml => line("{}"),
-    }
+    let printed = match format {
+        Format::Table => write(anstream::stdout().lock(), &lines(sentence)),
+        Format::Json | Format::Yaml => raw("{}\n"),
+    };
+    printed.map(drop)
+}
+
+/// Prints a text as it is. Returns whether more is wanted.
+pub fn raw(text: &str) -> Result<bool> {
+    write(io::stdout().lock(), text)
 }
 
 /// A reader that has seen enough (`zenith branch | head -1`) is no error.
-fn line(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("print")(error)),
-        _ => Ok(()),
+fn write(mut out: impl Write, text: &str) -> Result<bool> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Error::io("print")(error)),
     }
 }
 
-fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header).add_rows(rows);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+/// Tells people a line. Nobody reads it where it can't be written.
+pub fn note(line: &str) {
+    let _lost = writeln!(anstream::stderr(), "{line}").is_err();
+}
+
+/// What programs get of an error.
+#[derive(Serialize)]
+struct Told<'a> {
+    error: &'a str,
+    hint: Option<&'a str>,
+    exit_code: i32,
+}
+
+/// Prints an error, for programs as one line of JSON or as YAML.
+pub fn report(error: &Error, format: Format) {
+    let told = Told {
+        error: &error.message,
+        hint: error.hint.as_deref(),
+        exit_code: error.exit_code(),
+    };
+    let text = match format {
+        Format::Table => Ok(for_people(error)),
+        Format::Json => serde_json::to_string(&told).map_err(|error| unprintable(&error)),
+        Format::Yaml => machine_readable(&told, format),
+    };
+    note(text.unwrap_or_else(|_| error.message.clone()).trim_end());
+}
+
+fn for_people(error: &Error) -> String {
+    let told = format!("{} {}", styled("error:", style::ERROR), error.message);
+    match &error.hint {
+        Some(hint) => format!("{told}\n{} {hint}", styled("HINT:", style::HINT)),
+        None => told,
     }
-    table.trim_fmt()
+}
+
+fn machine_readable(answer: &impl Serialize, format: Format) -> Result<String> {
+    match format {
+        Format::Yaml => serde_saphyr::to_string(answer).map_err(|error| unprintable(&error)),
+        Format::Json | Format::Table => serde_json::to_string_pretty(answer).map_err(|error| unprintable(&error)),
+    }
+}
+
+fn unprintable(error: &dyn Display) -> Error {
+    Error::failure(format!("the answer can't be printed: {error}"))
+}
+
+/// With one newline at the end.
+fn lines(text: &str) -> String {
+    format!("{}\n", text.trim_end())
 }
 
 impl Show for Vec<Branch> {
@@ -84,6 +154,7 @@ impl Show for Vec<Branch> {
                     .as_ref()
                     .map_or(String::new(), |dir| dir.display().to_string()),
             ]
+            .map(Cell::from)
         };
         table(
             ["BRANCH", "FROM", "SNAPSHOTS", "CREATED", "MOUNTED ON"],
@@ -121,6 +192,7 @@ impl Show for Vec<Snapshot> {
                     .map_or(String::new(), bytes),
                 stays(snapshot),
             ]
+            .map(Cell::from)
         };
         table(
             [
@@ -158,12 +230,12 @@ impl Show for Vec<Pg> {
         }
         let row = |pg: &Pg| {
             [
-                role(pg),
-                pg.name.to_string(),
-                bytes(pg.used),
-                pg.storage.to_string(),
-                endpoint(pg),
-                standing(pg),
+                role(pg).into(),
+                pg.name.to_string().into(),
+                bytes(pg.used).into(),
+                pg.storage.to_string().into(),
+                endpoint(pg).into(),
+                Cell::styled(standing(pg), standing_style(pg)),
             ]
         };
         table(
@@ -195,6 +267,14 @@ fn standing(pg: &Pg) -> String {
         (Some(error), _) => format!("broken: {error}"),
         (None, true) => status.into(),
         (None, false) => "not mounted".into(),
+    }
+}
+
+fn standing_style(pg: &Pg) -> Style {
+    match (&pg.error, pg.status) {
+        (Some(_), _) => style::BROKEN,
+        (None, server::Status::Running) => style::RUNNING,
+        (None, _) => Style::new(),
     }
 }
 
@@ -238,7 +318,7 @@ impl Show for PgDetails {
         let parent = pg.parent.clone().unwrap_or_else(|| "none".into());
         [
             format!("pg         {} ({})", pg.name, role(pg)),
-            format!("status     {}{server}", standing(pg)),
+            format!("status     {}{server}", styled(&standing(pg), standing_style(pg))),
             format!("data       {}", pg.dir.display()),
             format!("storage    {}, {} used", pg.storage, bytes(pg.used)),
             format!("parent     {parent}"),
@@ -264,6 +344,12 @@ impl Show for PgDetails {
     }
 }
 
+impl Show for LogText {
+    fn text(&self) -> String {
+        self.text.clone()
+    }
+}
+
 impl Show for Vec<Storage> {
     fn text(&self) -> String {
         let row = |storage: &Storage| {
@@ -277,6 +363,7 @@ impl Show for Vec<Storage> {
                     None => storage.path.display().to_string(),
                 },
             ]
+            .map(Cell::from)
         };
         table(["NAME", "USED", "TYPE", "OPTIONS", "PATH"], self.iter().map(row))
     }
@@ -284,9 +371,11 @@ impl Show for Vec<Storage> {
 
 impl Show for Storage {
     fn text(&self) -> String {
-        let warning = self.warning.iter().map(|warning| format!("WARNING: {warning}\n"));
-        let attached = format!("storage {} is attached: {}", self.name, self.path.display());
-        warning.chain([attached]).collect()
+        format!("storage {} is attached: {}", self.name, self.path.display())
+    }
+
+    fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 }
 

@@ -141,6 +141,18 @@ impl Service {
     /// Refused while a pg or a mount uses it.
     pub fn detach_storage(&self, name: &StorageName) -> Result<()> {
         let _inside = self.gate.enter()?;
+        self.check_storage_unused(name)?;
+        self.storages.detach(name)
+    }
+
+    /// Why the storage would not be detached now, if so.
+    pub fn check_storage_detachable(&self, name: &StorageName) -> Result<()> {
+        let _inside = self.gate.enter()?;
+        self.storages.check_detachable(name)?;
+        self.check_storage_unused(name)
+    }
+
+    fn check_storage_unused(&self, name: &StorageName) -> Result<()> {
         let pgs = self.memory.get().pgs.clone();
         if let Some((pg, _)) = pgs.iter().find(|(_, record)| record.storage == *name) {
             return Err(Error::refused(format!("{pg} lies in the storage {name}"))
@@ -151,7 +163,7 @@ impl Service {
                 return Err(branches::mounted(&branch.name, &dir));
             }
         }
-        self.storages.detach(name)
+        Ok(())
     }
 
     /// To be called every now and then.

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use thiserror::Error;
 
+use crate::names::known_names;
+
 /// The result of a file operation inside a view.
 pub type FsResult<T> = std::result::Result<T, Errno>;
 
@@ -80,8 +82,8 @@ impl Error {
             }
             Error::NoTag { .. } => Some("`zenith snapshot list` shows those that there are".into()),
             Error::ReservedName { .. } => Some("HEAD, HEAD{n} and CURRENT are zenith's own; take another name".into()),
-            Error::NoBranch { known, .. } => Some(known_names("branches", known)),
-            Error::NoSnapshot { known, .. } => Some(known_names("snapshots of that branch", known)),
+            Error::NoBranch { name, known } => Some(known_names("branches", name, known)),
+            Error::NoSnapshot { name, known } => Some(known_names("snapshots of that branch", name, known)),
             Error::BranchExists { .. } | Error::SnapshotExists { .. } => Some("take another name".into()),
             Error::Busy { .. } => Some("`zenith status` shows where it is mounted; unmount it first".into()),
             Error::Needed { dependents, .. } => dependents.first().map(|first| {
@@ -120,13 +122,6 @@ fn needed_by(dependents: &[String]) -> String {
         [one] => format!("{one} depends on it"),
         many => format!("{} depend on it", many.join(", ")),
     }
-}
-
-fn known_names(what: &str, known: &[String]) -> String {
-    if known.is_empty() {
-        return format!("there are no {what} yet");
-    }
-    format!("the {what} are: {}", known.join(", "))
 }
 
 fn io_hint(source: &io::Error) -> Option<String> {

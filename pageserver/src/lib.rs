@@ -42,7 +42,7 @@ mod write;
 
 pub use disk::{Call, Disk, Hook};
 pub use error::{Error, FsResult, Result};
-pub use names::{BranchName, SnapshotName, Tag};
+pub use names::{BranchName, SnapshotName, Tag, known_names};
 pub use pg::PgInfo;
 pub use snapshot::{Keep, SnapshotInfo};
 pub use store::{Bond, BranchInfo, FORMAT, Start, Store};

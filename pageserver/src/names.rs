@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 
 const NAME_LEN_MAX: usize = 63;
 
+/// How like a name must be to be taken for what was meant; 1 is the same.
+const NEAR: f64 = 0.8;
+
 /// The human name of a timeline.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -147,9 +150,43 @@ impl fmt::Display for SnapshotName {
     }
 }
 
+/// A hint for a name that doesn't exist: the one that was probably meant, if one is near, and all that there are.
+pub fn known_names(what: &str, name: &str, known: &[String]) -> String {
+    if known.is_empty() {
+        return format!("there are no {what} yet");
+    }
+    let all = format!("the {what} are: {}", known.join(", "));
+    match nearest(name, known) {
+        Some(meant) => format!("did you mean {meant}? {all}"),
+        None => all,
+    }
+}
+
+fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
+    let likeness = |other: &'a String| (strsim::jaro_winkler(differing(name), differing(other)), other);
+    let likenesses = known.iter().map(likeness).filter(|(likeness, _)| *likeness > NEAR);
+    let nearest = likenesses.max_by(|(a, _), (b, _)| a.total_cmp(b));
+    nearest.map(|(_, other)| other.as_str())
+}
+
+/// Of snapshots of one branch only the tags can differ.
+fn differing(name: &str) -> &str {
+    name.split_once('@').map_or(name, |(_, tag)| tag)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_is_near_is_offered_first_and_one_that_is_not_is_not() {
+        let known = ["main@before", "main@after"].map(String::from);
+        let all = "the tags are: main@before, main@after";
+        let hint = |name| known_names("tags", name, &known);
+        assert_eq!(hint("main@befroe"), format!("did you mean main@before? {all}"));
+        assert_eq!(hint("main@x"), all);
+        assert_eq!(known_names("tags", "main@x", &[]), "there are no tags yet");
+    }
 
     #[test]
     fn names_that_could_be_options_paths_or_too_long_are_refused() {

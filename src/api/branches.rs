@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mounts::Mount;
 use super::storages::StorageName;
-use super::{Answer, Body, blocking};
+use super::{Answer, Asked, Body, Destroying, blocking};
 use crate::name::ViewName;
 use crate::service::Service;
 
@@ -91,8 +91,16 @@ async fn create(State(service): State<Arc<Service>>, Body(new): Body<NewBranch>)
     blocking(move || service.create_branch(&new)).await
 }
 
-async fn destroy(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Answer<()> {
-    blocking(move || service.destroy_branch(&name.parse()?)).await
+async fn destroy(
+    State(service): State<Arc<Service>>,
+    Path(name): Path<String>,
+    Asked(how): Asked<Destroying>,
+) -> Answer<()> {
+    blocking(move || match how.dry_run {
+        true => service.check_branch_destroyable(&name.parse()?),
+        false => service.destroy_branch(&name.parse()?),
+    })
+    .await
 }
 
 async fn checkout(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use jiff::Timestamp;
 use pageserver::{BranchName, SnapshotName, Tag};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::jobs::as_job;
 use super::storages::StorageName;
-use super::{Answer, Asked, Body, blocking};
+use super::{Answer, Asked, Body, Destroying, blocking};
 use crate::error::Result;
 use crate::name::ViewName;
 use crate::postgres::server::{Status, StopMode};
@@ -221,9 +221,14 @@ async fn create(
 async fn destroy(
     State(service): State<Arc<Service>>,
     Path(name): Path<String>,
+    Asked(how): Asked<Destroying>,
     headers: HeaderMap,
 ) -> Result<Response> {
     let name: BranchName = name.parse()?;
+    if how.dry_run {
+        let checked = blocking(move || service.check_pg_destroyable(&name)).await?;
+        return Ok(checked.into_response());
+    }
     as_job(service, &headers, format!("destroy {name}"), move |service, job| {
         service.destroy_pg(&name, job)
     })

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use pageserver::{BranchName, PgInfo, SnapshotInfo, SnapshotName, Tag};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Answer, Asked, Body, blocking};
+use super::{Answer, Asked, Body, Destroying, blocking};
 use crate::service::Service;
 use crate::time::timestamp;
 
@@ -140,8 +140,16 @@ async fn change(
     blocking(move || service.change_snapshot(&name.parse()?, &change)).await
 }
 
-async fn destroy(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Answer<()> {
-    blocking(move || service.destroy_snapshot(&name.parse()?)).await
+async fn destroy(
+    State(service): State<Arc<Service>>,
+    Path(name): Path<String>,
+    Asked(how): Asked<Destroying>,
+) -> Answer<()> {
+    blocking(move || match how.dry_run {
+        true => service.check_snapshot_destroyable(&name.parse()?),
+        false => service.destroy_snapshot(&name.parse()?),
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use axum::routing::get;
 use pageserver::{BranchName, Store};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Body, blocking};
+use super::{Answer, Asked, Body, Destroying, blocking};
 use crate::error::{Error, Result};
 use crate::service::Service;
 
@@ -216,8 +216,16 @@ async fn attach(
     blocking(move || service.attach_storage(&name.parse()?, &new)).await
 }
 
-async fn detach(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Answer<()> {
-    blocking(move || service.detach_storage(&name.parse()?)).await
+async fn detach(
+    State(service): State<Arc<Service>>,
+    Path(name): Path<String>,
+    Asked(how): Asked<Destroying>,
+) -> Answer<()> {
+    blocking(move || match how.dry_run {
+        true => service.check_storage_detachable(&name.parse()?),
+        false => service.detach_storage(&name.parse()?),
+    })
+    .await
 }
 
 #[cfg(test)]

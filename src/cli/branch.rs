@@ -1,8 +1,8 @@
 use pageserver::BranchName;
 
-use super::{Consent, Context};
+use super::{Context, Destruction};
 use crate::api::branches::{NewBranch, Start};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::name::ViewName;
 
 /// The branch that a new one is forked from when no other is named.
@@ -13,6 +13,12 @@ const DEFAULT_START: &str = "main";
 /// Without NAME: list them. A new branch is a copy-on-write fork: instant, and nothing is copied, also when Postgres
 /// runs on the branch it starts from.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith branch                                 # list them
+  zenith branch test                            # fork main
+  zenith branch test shop@before                # fork a snapshot
+  zenith branch fresh --empty
+  zenith branch -d test")]
 pub struct Branch {
     /// The branch to make or delete
     name: Option<BranchName>,
@@ -26,7 +32,7 @@ pub struct Branch {
     #[arg(short, long, requires = "name", conflicts_with = "start")]
     delete: bool,
     #[command(flatten)]
-    consent: Consent,
+    destruction: Destruction,
 }
 
 impl Branch {
@@ -34,6 +40,9 @@ impl Branch {
         match (&self.name, self.delete) {
             (None, _) => context.print(&context.client()?.branches()?),
             (Some(name), true) => self.delete(name, context),
+            (Some(_), false) if self.destruction.dry_run => {
+                Err(Error::usage("--dry-run is for deleting a branch").hint("add -d, or leave it out"))
+            }
             (Some(name), false) => self.create(name, context),
         }
     }
@@ -44,15 +53,20 @@ impl Branch {
             false => Start::View(self.start.clone()),
         };
         let name = name.clone();
-        context.print(&context.client()?.create_branch(&NewBranch { name, start })?)
+        context.outcome(&context.client()?.create_branch(&NewBranch { name, start })?)
     }
 
     fn delete(&self, name: &BranchName, context: &Context) -> Result<()> {
         let client = context.client()?;
-        client.branch(name)?;
-        self.consent
-            .ask(&format!("Delete the branch {name} and what only it holds?"))?;
-        client.destroy_branch(name)?;
-        context.done(&format!("branch {name} is deleted"))
+        client.check_destroy_branch(name)?;
+        let question = format!("Delete the branch {name} and what only it holds?");
+        if self
+            .destruction
+            .goes_on(context, &format!("delete the branch {name}"), &question)?
+        {
+            client.destroy_branch(name)?;
+            context.done(&format!("branch {name} is deleted"))?;
+        }
+        Ok(())
     }
 }

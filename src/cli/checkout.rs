@@ -8,6 +8,9 @@ use crate::error::Result;
 /// The state it had is kept as NAME@HEAD{0}, the next time as NAME@HEAD{1}, and so on: checking that out goes forward
 /// again. Where the branch is mounted it is unmounted and mounted again: stop Postgres first.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith checkout main@before
+  zenith checkout 'main@HEAD{0}' --yes          # forward again")]
 pub struct Checkout {
     /// The snapshot
     #[arg(value_name = "NAME@TAG")]
@@ -22,6 +25,6 @@ impl Checkout {
         client.snapshot(&self.to)?;
         self.consent
             .ask(&format!("Set {} back to {}?", self.to.branch, self.to))?;
-        context.print(&client.checkout(&self.to)?)
+        context.outcome(&client.checkout(&self.to)?)
     }
 }

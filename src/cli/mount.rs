@@ -13,6 +13,10 @@ use crate::name::ViewName;
 /// The directory must exist and be empty, and a branch can be mounted in one place at a time. The mount comes back
 /// whenever the service starts, until `zenith umount`.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith mount main ./data --create
+  zenith mount main@before ./then --create      # a snapshot, read-only
+  zenith mount main@before ./copy --create --cow rescue")]
 pub struct Mount {
     /// A branch, or one of its snapshots
     #[arg(value_name = "NAME[@TAG]")]
@@ -35,7 +39,7 @@ impl Mount {
             create: self.create,
             cow: self.cow,
         };
-        context.print(&context.client()?.mount(&new)?)
+        context.outcome(&context.client()?.mount(&new)?)
     }
 }
 

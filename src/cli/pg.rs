@@ -1,5 +1,4 @@
 use std::env;
-use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,11 +10,13 @@ use nix::unistd::{User, geteuid};
 use pageserver::{BranchName, SnapshotName};
 
 use super::mount::absolute;
-use super::{Consent, Context};
+use super::{Consent, Context, Destruction};
 use crate::api::pgs::{Acted, Action, At, NewPg, Pg as Described};
 use crate::api::storages::StorageName;
+use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::name::ViewName;
+use crate::output::{self, Format};
 use crate::postgres::server::StopMode;
 use crate::postgres::{caller_locale, cluster, programs};
 
@@ -24,6 +25,10 @@ const FOLLOW_PAUSE: Duration = Duration::from_millis(300);
 
 /// Make, run and destroy PostgreSQL data directories
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith pg create -n shop
+  zenith pg list
+  zenith pg psql shop")]
 pub struct Pg {
     #[command(subcommand)]
     verb: Verb,
@@ -99,11 +104,17 @@ pub struct Create {
 
 /// List the pgs
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith pg list
+  zenith pg list -o json")]
 pub struct List {}
 
 /// Show everything about a pg
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith pg show pgdata1")]
 pub struct Show {
+    /// The pg
     name: BranchName,
 }
 
@@ -113,6 +124,7 @@ pub struct Show {
   zenith pg start pgdata1
   zenith pg start --replica pgdata1             # replica-1, a hot standby that shares the primary's data")]
 pub struct Start {
+    /// The pg
     name: BranchName,
     /// Add a streaming hot standby on a copy-on-write branch of the pg, and start that
     #[arg(long)]
@@ -124,7 +136,11 @@ pub struct Start {
 
 /// Stop a pg's PostgreSQL
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith pg stop pgdata1
+  zenith pg stop pgdata1 -m immediate")]
 pub struct Stop {
+    /// The pg
     name: BranchName,
     /// How
     #[arg(short, long, value_enum, default_value_t)]
@@ -133,7 +149,10 @@ pub struct Stop {
 
 /// Stop a pg's PostgreSQL and start it again
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith pg restart pgdata1")]
 pub struct Restart {
+    /// The pg
     name: BranchName,
     /// How to stop it
     #[arg(short, long, value_enum, default_value_t)]
@@ -142,7 +161,10 @@ pub struct Restart {
 
 /// Make a replica a pg of its own
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith pg promote replica-1")]
 pub struct Promote {
+    /// The replica
     name: BranchName,
 }
 
@@ -151,6 +173,9 @@ pub struct Promote {
 /// Stops PostgreSQL, sets the data directory back, and starts it again. The state before is kept as NAME@HEAD{n}: checking
 /// that out goes forward again.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith pg checkout shop@before
+  zenith pg checkout 'shop@HEAD{0}' --yes       # forward again")]
 pub struct Checkout {
     /// The snapshot
     #[arg(value_name = "NAME@TAG")]
@@ -167,6 +192,7 @@ pub struct Checkout {
   zenith pg psql pgdata1
   zenith pg psql pgdata1 -- -c 'select 1'")]
 pub struct Psql {
+    /// The pg
     name: BranchName,
     /// Options for psql
     #[arg(last = true, value_name = "PSQL OPTION")]
@@ -175,7 +201,11 @@ pub struct Psql {
 
 /// Show what a pg's PostgreSQL has logged
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith pg logs pgdata1
+  zenith pg logs pgdata1 --follow")]
 pub struct Logs {
+    /// The pg
     name: BranchName,
     /// Go on with what is logged from now on, until interrupted
     #[arg(short, long)]
@@ -186,13 +216,14 @@ pub struct Logs {
 ///
 /// Refused while something depends on it.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith pg destroy pgdata1
+  zenith pg destroy pgdata1 --dry-run           # could it be?")]
 pub struct Destroy {
+    /// The pg
     name: BranchName,
-    /// Only say what would be destroyed
-    #[arg(long)]
-    dry_run: bool,
     #[command(flatten)]
-    consent: Consent,
+    destruction: Destruction,
 }
 
 impl Pg {
@@ -216,7 +247,7 @@ impl Pg {
 impl Context {
     fn act(&self, name: &BranchName, action: &Action) -> Result<()> {
         let acted: Acted = self.client()?.act(name, action, &mut self.progress())?;
-        self.print(&acted)
+        self.outcome(&acted)
     }
 }
 
@@ -247,7 +278,7 @@ impl Create {
         let made: Described = context
             .client()?
             .create_pg(self.name.as_ref(), &new, &mut context.progress())?;
-        context.print(&made)
+        context.outcome(&made)
     }
 }
 
@@ -321,19 +352,21 @@ pub fn psql_as(psql: &Path, user: &str, conninfo: &str) -> Result<Command> {
 impl Logs {
     fn run(self, context: &Context) -> Result<()> {
         let client = context.client()?;
-        let mut from = 0;
-        loop {
-            let part = client.pg_log(&self.name, from)?;
-            let mut out = io::stdout().lock();
-            match out.write_all(part.text.as_bytes()).and_then(|()| out.flush()) {
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                written => written.map_err(Error::io("print"))?,
-            }
-            if !self.follow {
-                return Ok(());
-            }
-            from = part.next;
+        if context.format() != Format::Table {
+            return self.for_programs(&client, context);
+        }
+        let mut part = client.pg_log(&self.name, 0)?;
+        while output::raw(&part.text)? && self.follow {
             thread::sleep(FOLLOW_PAUSE);
+            part = client.pg_log(&self.name, part.next)?;
+        }
+        Ok(())
+    }
+
+    fn for_programs(&self, client: &Client, context: &Context) -> Result<()> {
+        match self.follow {
+            true => Err(Error::usage("--follow prints text, without end").hint("leave out --follow, or --output")),
+            false => context.print(&client.pg_log(&self.name, 0)?),
         }
     }
 }
@@ -342,18 +375,21 @@ impl Destroy {
     fn run(self, context: &Context) -> Result<()> {
         let client = context.client()?;
         let details = client.pg(&self.name)?;
+        client.check_destroy_pg(&self.name)?;
         let (name, snapshots) = (&self.name, details.snapshots.len());
         let with = match snapshots {
             0 => String::new(),
             1 => " and its snapshot".into(),
             _ => format!(" and its {snapshots} snapshots"),
         };
-        if self.dry_run {
-            return context.done(&format!("would destroy {name}{with}"));
+        let question = format!("Destroy {name}{with}? Nothing of it can be brought back.");
+        if self
+            .destruction
+            .goes_on(context, &format!("destroy {name}{with}"), &question)?
+        {
+            client.destroy_pg(name, &mut context.progress())?;
+            context.done(&format!("{name} is destroyed"))?;
         }
-        self.consent
-            .ask(&format!("Destroy {name}{with}? Nothing of it can be brought back."))?;
-        client.destroy_pg(name, &mut context.progress())?;
-        context.done(&format!("{name} is destroyed"))
+        Ok(())
     }
 }

@@ -4,12 +4,15 @@ use clap::Subcommand;
 use jiff::Timestamp;
 use pageserver::{BranchName, SnapshotName, Tag};
 
-use super::{Consent, Context};
+use super::{Context, Destruction};
 use crate::api::snapshots::{NewSnapshot, SnapshotChange};
 use crate::error::{Error, Result};
 
 /// Take, list and destroy snapshots
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith snapshot create main@before
+  zenith snapshot list main")]
 pub struct Snapshot {
     #[command(subcommand)]
     action: Action,
@@ -30,6 +33,10 @@ enum Action {
 /// Instant, also under a running Postgres: it is what a power cut at this moment would leave, and Postgres recovers
 /// from that as from a crash.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith snapshot create main@before
+  zenith snapshot create shop@release --checkpoint --protect
+  zenith snapshot create shop@nightly --ttl 7d")]
 struct Create {
     /// The branch, and a tag that it doesn't have yet
     #[arg(value_name = "NAME@TAG")]
@@ -47,7 +54,10 @@ struct Create {
 
 /// Show one snapshot
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith snapshot show main@before")]
 struct Show {
+    /// The snapshot
     #[arg(value_name = "NAME@TAG")]
     name: SnapshotName,
 }
@@ -56,7 +66,10 @@ struct Show {
 ///
 /// A state that a checkout kept, as HEAD{n}, is so kept under a name of its own.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith snapshot rename 'main@HEAD{0}' undone")]
 struct Rename {
+    /// The snapshot
     #[arg(value_name = "NAME@TAG")]
     name: SnapshotName,
     /// The new tag
@@ -65,7 +78,11 @@ struct Rename {
 
 /// Protect a snapshot from being destroyed
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith snapshot protect shop@release
+  zenith snapshot protect shop@release --off")]
 struct Protect {
+    /// The snapshot
     #[arg(value_name = "NAME@TAG")]
     name: SnapshotName,
     /// Take the protection away
@@ -75,6 +92,9 @@ struct Protect {
 
 /// List snapshots, oldest first
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith snapshot list
+  zenith snapshot list main -o json")]
 struct List {
     /// Only those of this branch
     #[arg(value_name = "NAME")]
@@ -85,15 +105,15 @@ struct List {
 ///
 /// Refused while something depends on it.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith snapshot destroy main@before
+  zenith snapshot destroy main@before --dry-run # could it be?")]
 struct Destroy {
     /// The snapshot
     #[arg(value_name = "NAME@TAG")]
     name: SnapshotName,
-    /// Only say what would be destroyed
-    #[arg(long)]
-    dry_run: bool,
     #[command(flatten)]
-    consent: Consent,
+    destruction: Destruction,
 }
 
 impl Snapshot {
@@ -117,7 +137,7 @@ impl Create {
             protected: self.protect,
             expires: self.ttl.map(expiry).transpose()?,
         };
-        context.print(&context.client()?.create_snapshot(&new)?)
+        context.outcome(&context.client()?.create_snapshot(&new)?)
     }
 }
 
@@ -146,7 +166,7 @@ impl Rename {
             tag: Some(self.tag),
             ..SnapshotChange::default()
         };
-        context.print(&context.client()?.change_snapshot(&self.name, &change)?)
+        context.outcome(&context.client()?.change_snapshot(&self.name, &change)?)
     }
 }
 
@@ -165,12 +185,16 @@ impl Protect {
 impl Destroy {
     fn run(self, context: &Context) -> Result<()> {
         let client = context.client()?;
-        client.snapshot(&self.name)?;
-        if self.dry_run {
-            return context.done(&format!("would destroy {}", self.name));
+        let name = &self.name;
+        client.check_destroy_snapshot(name)?;
+        let question = format!("Destroy the snapshot {name}?");
+        if self
+            .destruction
+            .goes_on(context, &format!("destroy {name}"), &question)?
+        {
+            client.destroy_snapshot(name)?;
+            context.done(&format!("{name} is destroyed"))?;
         }
-        self.consent.ask(&format!("Destroy the snapshot {}?", self.name))?;
-        client.destroy_snapshot(&self.name)?;
-        context.done(&format!("{} is destroyed", self.name))
+        Ok(())
     }
 }

@@ -1,12 +1,15 @@
 use super::Context;
 use crate::api::mounts::Mount;
 use crate::error::{Error, Result};
-use crate::{launch, service};
+use crate::service;
 
 /// Start the store's service
 ///
 /// Mounts that were there when it stopped are established again. Other commands start the service by themselves.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith start
+  zenith start --foreground                     # for a service manager")]
 pub struct Start {
     /// Stay in the foreground and log to stderr; SIGTERM and SIGINT stop it
     #[arg(long)]
@@ -25,8 +28,8 @@ impl Start {
         if self.foreground {
             return service::run(&dir);
         }
-        let status = launch::client(&dir)?.status()?;
-        context.print(&status)?;
+        let status = context.client_of(&dir)?.status()?;
+        context.outcome(&status)?;
         refuse_missing(&status.mounts)
     }
 }

@@ -1,6 +1,5 @@
 use super::Context;
 use crate::api::status;
-use crate::client::Client;
 use crate::error::{Kind, Result};
 use crate::launch::Watch;
 
@@ -8,6 +7,9 @@ use crate::launch::Watch;
 ///
 /// Unmounts everything first; the next start mounts it again. Refused while a mount is in use.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith stop
+  zenith stop --force                           # although a mount is in use")]
 pub struct Stop {
     /// Stop although mounts are in use: for the programs that use them it is as if the disk were pulled. What they
     /// have synced is safe
@@ -19,7 +21,7 @@ impl Stop {
     pub fn run(self, context: &Context) -> Result<()> {
         let dir = context.store_dir()?;
         let watch = Watch::of(&dir);
-        match Client::new(&dir)?.stop(&status::Stop { force: self.force }) {
+        match context.observer_of(&dir)?.stop(&status::Stop { force: self.force }) {
             Err(error) if error.kind == Kind::NoService => return context.done("no service was running"),
             stopped => stopped?,
         }

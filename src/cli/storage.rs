@@ -1,11 +1,15 @@
 use clap::Subcommand;
 
-use super::{Consent, Context};
+use super::{Context, Destruction};
 use crate::api::storages::{NewStorage, Options, StorageKind, StorageName};
+use crate::client::Client;
 use crate::error::Result;
 
 /// Attach, list and detach storages: where data lives
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith storage list
+  zenith storage attach -t native -c path=/mnt/fast/zenith -n fast")]
 pub struct Storage {
     #[command(subcommand)]
     verb: Verb,
@@ -38,11 +42,16 @@ struct Attach {
 
 /// List the storages
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith storage list")]
 struct List {}
 
 /// Show one storage
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith storage show fast")]
 struct Show {
+    /// The storage
     name: StorageName,
 }
 
@@ -50,13 +59,14 @@ struct Show {
 ///
 /// Refused while a pg or a mount uses it.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith storage detach fast
+  zenith storage detach fast --dry-run          # could it be?")]
 struct Detach {
+    /// The storage
     name: StorageName,
-    /// Only say what would be done
-    #[arg(long)]
-    dry_run: bool,
     #[command(flatten)]
-    consent: Consent,
+    destruction: Destruction,
 }
 
 impl Storage {
@@ -65,20 +75,28 @@ impl Storage {
         match self.verb {
             Verb::Attach(Attach { kind, options, name }) => {
                 let options = Options::new(options);
-                context.print(&client.attach_storage(&name, &NewStorage { kind, options })?)
+                context.outcome(&client.attach_storage(&name, &NewStorage { kind, options })?)
             }
             Verb::List(_) => context.print(&client.storages()?),
             Verb::Show(Show { name }) => context.print(&vec![client.storage(&name)?]),
-            Verb::Detach(Detach { name, dry_run, consent }) => {
-                client.storage(&name)?;
-                if dry_run {
-                    return context.done(&format!("would detach {name}"));
-                }
-                consent.ask(&format!("Detach the storage {name}?"))?;
-                client.detach_storage(&name)?;
-                context.done(&format!("{name} is detached; its data stays where it is"))
-            }
+            Verb::Detach(verb) => verb.run(&client, context),
         }
+    }
+}
+
+impl Detach {
+    fn run(self, client: &Client, context: &Context) -> Result<()> {
+        let name = &self.name;
+        client.check_detach_storage(name)?;
+        let question = format!("Detach the storage {name}?");
+        if self
+            .destruction
+            .goes_on(context, &format!("detach {name}"), &question)?
+        {
+            client.detach_storage(name)?;
+            context.done(&format!("{name} is detached; its data stays where it is"))?;
+        }
+        Ok(())
     }
 }
 

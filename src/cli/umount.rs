@@ -8,6 +8,8 @@ use crate::error::Result;
 ///
 /// The service forgets the mount: it won't come back at the next start. The branch stays.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith umount ./data")]
 pub struct Umount {
     /// Where it is mounted
     dir: PathBuf,

@@ -80,15 +80,28 @@ impl Service {
         Ok(())
     }
 
+    /// Why the branch would not be destroyed now, if so.
+    pub fn check_branch_destroyable(&self, name: &BranchName) -> Result<()> {
+        let _inside = self.gate.enter()?;
+        self.check_unused(name)?;
+        Ok(self.storages.store_of(name)?.check_branch_destroyable(name)?)
+    }
+
+    /// A pg's branch goes with the pg, and a mounted one stays.
+    fn check_unused(&self, name: &BranchName) -> Result<()> {
+        if self.memory.get().pgs.contains_key(name) {
+            return Err(Error::refused(format!("{name} is a pg")).hint(format!("`zenith pg destroy {name}`")));
+        }
+        match self.table.head_of(name) {
+            Some(dir) => Err(mounted(name, &dir)),
+            None => Ok(()),
+        }
+    }
+
     pub fn destroy_branch(&self, name: &BranchName) -> Result<()> {
         let _inside = self.gate.enter()?;
         self.locks.with(name, || {
-            if self.memory.get().pgs.contains_key(name) {
-                return Err(Error::refused(format!("{name} is a pg")).hint(format!("`zenith pg destroy {name}`")));
-            }
-            if let Some(dir) = self.table.head_of(name) {
-                return Err(mounted(name, &dir));
-            }
+            self.check_unused(name)?;
             self.storages.store_of(name)?.destroy_branch(name)?;
             self.table.forget_branch(name)?;
             tracing::info!("branch {name} deleted");

@@ -12,7 +12,7 @@ mod run;
 use std::fs;
 use std::path::PathBuf;
 
-use pageserver::BranchName;
+use pageserver::{BranchName, known_names};
 
 use super::Service;
 use super::memory::PgRecord;
@@ -145,7 +145,7 @@ impl Service {
             let error = Error::not_found(format!("no pg named {name}"));
             match known.is_empty() {
                 true => error.hint("there are no pgs yet: `zenith pg create` makes one"),
-                false => error.hint(format!("the pgs are: {}", known.join(", "))),
+                false => error.hint(known_names("pgs", name.as_str(), &known)),
             }
         })
     }

@@ -67,14 +67,25 @@ impl Service {
         Ok(described_one(&store, info))
     }
 
+    /// Why the snapshot would not be destroyed now, if so.
+    pub fn check_snapshot_destroyable(&self, name: &SnapshotName) -> Result<()> {
+        let _inside = self.gate.enter()?;
+        Ok(self.released(name)?.check_snapshot_destroyable(name)?)
+    }
+
     pub fn destroy_snapshot(&self, name: &SnapshotName) -> Result<()> {
         let _inside = self.gate.enter()?;
+        self.released(name)?.destroy_snapshot(name)?;
+        tracing::info!("snapshot {name} destroyed");
+        Ok(())
+    }
+
+    /// The snapshot's store, after the branch's mount has let go of the snapshot: that alone keeps none.
+    fn released(&self, name: &SnapshotName) -> Result<Arc<Store>> {
         let store = self.storages.store_of(&name.branch)?;
         let layer = store.snapshot(name)?.layer;
         self.table.release_snapshot(&name.branch, layer);
-        store.destroy_snapshot(name)?;
-        tracing::info!("snapshot {name} destroyed");
-        Ok(())
+        Ok(store)
     }
 
     /// Destroys the snapshots whose time has come. One that is protected or in use stays until it isn't.

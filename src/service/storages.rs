@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use pageserver::{BranchName, Disk, Store};
+use pageserver::{BranchName, Disk, Store, known_names};
 
 use super::memory::{Memory, StorageRecord};
 use super::startup::backing_files_max;
@@ -121,8 +121,8 @@ impl Storages {
         Ok(())
     }
 
-    /// Lets go of a storage; what is in it stays there.
-    pub fn detach(&self, name: &StorageName) -> Result<()> {
+    /// Only attached storages can be detached.
+    pub fn check_detachable(&self, name: &StorageName) -> Result<()> {
         if name.is_local() {
             return Err(
                 Error::refused("the storage local is the store itself").hint("only attached storages can be detached")
@@ -131,6 +131,12 @@ impl Storages {
         if !self.attached().contains_key(name) {
             return Err(self.unknown(name));
         }
+        Ok(())
+    }
+
+    /// Lets go of a storage; what is in it stays there.
+    pub fn detach(&self, name: &StorageName) -> Result<()> {
+        self.check_detachable(name)?;
         self.memory
             .change(|remembered| drop(remembered.storages.remove(name)))?;
         let mut attached = self.attached.write().unwrap_or_else(PoisonError::into_inner);
@@ -163,8 +169,8 @@ impl Storages {
 
     fn unknown(&self, name: &StorageName) -> Error {
         let known: Vec<String> = self.attached().keys().map(StorageName::to_string).collect();
-        let known = [vec![StorageName::local().to_string()], known].concat().join(", ");
-        Error::not_found(format!("no storage named {name}")).hint(format!("the storages are: {known}"))
+        let known = [vec![StorageName::local().to_string()], known].concat();
+        Error::not_found(format!("no storage named {name}")).hint(known_names("storages", &name.to_string(), &known))
     }
 
     fn attached(&self) -> RwLockReadGuard<'_, BTreeMap<StorageName, State>> {

@@ -62,6 +62,9 @@ impl Sandbox {
             .env("ZENITH_DIR", self.store())
             .env_remove("ZENITH_LOG")
             .env_remove("ZENITH_PG_BIN");
+        for colour in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+            command.env_remove(colour);
+        }
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

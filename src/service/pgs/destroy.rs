@@ -12,6 +12,14 @@ use crate::service::memory::Unfinished;
 use crate::service::mounts::log_failure;
 
 impl Service {
+    /// Why the pg would not be destroyed now, if so. Programs that use its directory are left aside: a server among
+    /// them is stopped first, and of others only the unmounting tells.
+    pub fn check_pg_destroyable(&self, name: &BranchName) -> Result<()> {
+        let _inside = self.gate.enter()?;
+        self.pg_record(name)?;
+        Ok(self.storages.store_of(name)?.check_branch_destroyable(name)?)
+    }
+
     pub fn destroy_pg(self: &Arc<Self>, name: &BranchName, job: &Job) -> Result<()> {
         let _inside = self.gate.enter()?;
         self.locks.with(name, || {

@@ -22,7 +22,7 @@ pub struct Branch {
     /// Start with an empty directory instead
     #[arg(long, requires = "name", conflicts_with_all = ["start", "delete"])]
     empty: bool,
-    /// Delete the branch
+    /// Delete the branch and its snapshots
     #[arg(short, long, requires = "name", conflicts_with = "start")]
     delete: bool,
     #[command(flatten)]
@@ -51,7 +51,7 @@ impl Branch {
         let client = context.client()?;
         client.branch(name)?;
         self.consent
-            .ask(&format!("Delete the branch {name} and what only it holds?"))?;
+            .ask(&format!("Delete the branch {name} and its snapshots?"))?;
         client.destroy_branch(name)?;
         context.done(&format!("branch {name} is deleted"))
     }

@@ -129,7 +129,9 @@ impl Service {
             log: &self.log_file(&plan.name)?,
             settings: &SETTINGS,
         };
-        server.start().inspect_err(|_| drop(self.ports().remove(&port)))?;
+        server.start().inspect_err(|_| {
+            self.ports().remove(&port);
+        })?;
         let conninfo = server.conninfo();
         let psql: PathBuf = programs.path("psql");
         let user = owner.name();

@@ -7,6 +7,7 @@
 pub mod branches;
 pub mod jobs;
 pub mod mounts;
+pub mod peeks;
 pub mod pgs;
 pub mod problem;
 pub mod snapshots;
@@ -39,6 +40,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .merge(snapshots::routes())
         .merge(mounts::routes())
         .merge(pgs::routes())
+        .merge(peeks::routes())
         .merge(storages::routes())
         .merge(jobs::routes())
         .fallback(no_resource)

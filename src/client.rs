@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
@@ -27,6 +27,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::api::branches::{Branch, CheckedOut, Checkout, NewBranch};
 use crate::api::jobs::{Job, RESPOND_ASYNC, State};
 use crate::api::mounts::{Mount, NewMount};
+use crate::api::peeks::{NewPeek, Peek};
 use crate::api::pgs::{Acted, Action, LogText, NewPg, Pg, PgDetails};
 use crate::api::problem::Problem;
 use crate::api::snapshots::{NewSnapshot, Snapshot, SnapshotChange};
@@ -135,6 +136,28 @@ impl Client {
 
     pub fn change_snapshot(&self, name: &SnapshotName, change: &SnapshotChange) -> Result<Snapshot> {
         self.with_body(Method::PATCH, &format!("/snapshots/{}", encoded(name)), change)
+    }
+
+    /// Opens a temporary server over a snapshot, which lives until what is held is dropped.
+    pub fn peek(&self, name: &SnapshotName, new: &NewPeek) -> Result<(Peek, Held)> {
+        // One of its requests starts the service where it isn't running.
+        self.snapshot(name)?;
+        let stream = open(&self.store).map_err(|error| self.not_reached(error))?;
+        let asked = Asked {
+            method: Method::POST,
+            path: &format!("/snapshots/{}/peeks", encoded(name)),
+            body: body_of(new)?,
+        };
+        let begun = Instant::now();
+        let opened = self.runtime.block_on(hold(stream, asked.request()?));
+        self.tell(&asked, opened.as_ref().ok().map(|(status, ..)| *status), begun);
+        let (status, line, held) = opened.map_err(|error| self.broken(&error))?;
+        if status.is_success() {
+            let peek = serde_json::from_slice(&line).map_err(|error| self.broken(&error))?;
+            return Ok((peek, held));
+        }
+        let problem: Problem = serde_json::from_slice(&line).map_err(|error| self.broken(&error))?;
+        Err(problem.into())
     }
 
     pub fn storages(&self) -> Result<Vec<Storage>> {
@@ -278,9 +301,7 @@ impl Client {
     fn exchange_once(&self, asked: &Asked, heard: &mut dyn FnMut(&[u8])) -> Result<()> {
         let begun = Instant::now();
         let answer = self.ask(asked, heard);
-        if self.verbose {
-            note(&asked.told(&answer, begun.elapsed()));
-        }
+        self.tell(asked, answer.as_ref().ok().map(|(status, _)| *status), begun);
         let (status, refusal) = answer?;
         if status.is_success() {
             return Ok(());
@@ -289,17 +310,16 @@ impl Client {
         Err(problem.into())
     }
 
+    fn tell(&self, asked: &Asked, status: Option<StatusCode>, begun: Instant) {
+        if self.verbose {
+            note(&asked.told(status, begun.elapsed()));
+        }
+    }
+
     /// The status of the answer, and its body if it is a refusal.
     fn ask(&self, asked: &Asked, heard: &mut dyn FnMut(&[u8])) -> Result<(StatusCode, Vec<u8>)> {
         let stream = open(&self.store).map_err(|error| self.not_reached(error))?;
-        let request = Request::builder()
-            .method(asked.method.clone())
-            .uri(asked.path)
-            .header(header::HOST, "localhost")
-            .header(header::CONTENT_TYPE, "application/json")
-            .header("prefer", RESPOND_ASYNC)
-            .body(Full::new(asked.body.clone()))
-            .map_err(|error| Error::usage(error.to_string()))?;
+        let request = asked.request()?;
         let mut refusal = Vec::new();
         let answer = self
             .runtime
@@ -345,15 +365,26 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// As `GET /pgs 200 2.1 ms`.
-    fn told(&self, answer: &Result<(StatusCode, Vec<u8>)>, took: Duration) -> String {
-        let outcome = match answer {
-            Ok((status, _)) => status.as_str(),
-            Err(_) => "no answer",
-        };
+    fn told(&self, status: Option<StatusCode>, took: Duration) -> String {
+        let outcome = status.as_ref().map_or("no answer", StatusCode::as_str);
         let millis = took.as_secs_f64() * 1000.0;
         format!("{} {} {outcome} {millis:.1} ms", self.method, self.path)
     }
+
+    fn request(&self) -> Result<Request<Full<Bytes>>> {
+        Request::builder()
+            .method(self.method.clone())
+            .uri(self.path)
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .header("prefer", RESPOND_ASYNC)
+            .body(Full::new(self.body.clone()))
+            .map_err(|error| Error::usage(error.to_string()))
+    }
 }
+
+/// An answer that isn't at its end: the connection stays for as long as this does.
+pub struct Held(#[allow(dead_code, reason = "only held")] (SendRequest<Full<Bytes>>, Incoming));
 
 /// Hears of the steps of work that takes a while.
 pub trait Watcher {
@@ -404,6 +435,21 @@ async fn exchange(
     };
     let (answer, _) = tokio::join!(answer, connection);
     answer.map_err(|error: hyper::Error| io::Error::other(error))
+}
+
+/// One request whose answer begins with a part and then stays open.
+async fn hold(stream: UnixStream, request: Request<Full<Bytes>>) -> io::Result<(StatusCode, Bytes, Held)> {
+    stream.set_nonblocking(true)?;
+    let stream = TokioIo::new(tokio::net::UnixStream::from_std(stream)?);
+    let (mut sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
+    // It ends with the runtime, or with what is held.
+    tokio::spawn(connection);
+    let response = sender.send_request(request).await.map_err(io::Error::other)?;
+    let status = response.status();
+    let mut body = response.into_body();
+    let frame = body.frame().await.transpose().map_err(io::Error::other)?;
+    let line = frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default();
+    Ok((status, line, Held((sender, body))))
 }
 
 fn open(store: &Path) -> io::Result<UnixStream> {

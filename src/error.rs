@@ -130,7 +130,7 @@ impl From<MountError> for Error {
         let kind = match error {
             E::Missing { .. } => Kind::NotFound,
             E::NotADirectory { .. } | E::NotEmpty { .. } | E::AlreadyMounted { .. } => Kind::Refused,
-            E::Busy { .. } | E::Covered { .. } | E::Dead { .. } | E::Held { .. } => Kind::Refused,
+            E::Busy { .. } | E::Covered { .. } | E::Detached { .. } | E::Dead { .. } | E::Held { .. } => Kind::Refused,
             _ => Kind::Failure,
         };
         Error {

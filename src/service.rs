@@ -22,6 +22,7 @@ mod locks;
 mod log;
 mod memory;
 mod mounts;
+mod peeks;
 mod pgs;
 mod serve;
 mod snapshots;
@@ -29,6 +30,7 @@ mod startup;
 mod storages;
 mod table;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process;
 use std::sync::{Arc, Mutex};
@@ -46,6 +48,7 @@ use jobs::Jobs;
 use locks::BranchLocks;
 use memory::Memory;
 use mounts::log_failure;
+use peeks::Peeks;
 use storages::Storages;
 use table::Table;
 
@@ -55,10 +58,11 @@ pub struct Service {
     memory: Arc<Memory>,
     table: Table,
     pub jobs: Jobs,
+    peeks: Peeks,
     locks: BranchLocks,
     gate: Gate,
-    /// Held while something that must be nobody else's is chosen: a port.
-    choosing: Mutex<()>,
+    /// Ports of temporary servers. Locked while a port is chosen, so that two don't choose the same.
+    ports: Mutex<BTreeSet<u16>>,
     started: Timestamp,
     /// Becomes true when the process is to end.
     stopped: watch::Sender<bool>,
@@ -92,9 +96,10 @@ impl Service {
             storages: Storages::open(store, memory.clone()),
             memory,
             jobs: Jobs::default(),
+            peeks: Peeks::default(),
             locks: BranchLocks::default(),
             gate: Gate::default(),
-            choosing: Mutex::default(),
+            ports: Mutex::default(),
             started: Timestamp::now(),
             stopped: watch::Sender::new(false),
         })
@@ -184,7 +189,10 @@ impl Service {
 
     /// Unmounts everything and lets the process end. Refused while a mount is in use, unless forced.
     pub fn stop(self: &Arc<Self>, force: bool) -> Result<()> {
-        self.gate.close(|| self.unmount_all(force))?;
+        self.gate.close(|| {
+            self.close_peeks(force)?;
+            self.unmount_all(force)
+        })?;
         tracing::info!("stopping");
         self.stopped.send_replace(true);
         Ok(())

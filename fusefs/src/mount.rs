@@ -98,15 +98,34 @@ impl Mount {
             return Ok(());
         }
         let path = &self.mountpoint;
-        let device = device(path).map_err(|source| MountError::unreadable(path, source))?;
-        if device != self.device {
-            return Err(MountError::Covered { path: path.clone() });
+        match self.standing()? {
+            Standing::OnTop => platform::detach(path)?,
+            Standing::Covered => return Err(MountError::Covered { path: path.clone() }),
+            Standing::Detached => return Err(MountError::Detached { path: path.clone() }),
         }
-        platform::detach(path)?;
         match self.ended.wait() {
             true => Ok(()),
             false => Err(MountError::Held { path: path.clone() }),
         }
+    }
+
+    /// Whether somebody has mounted something else over it.
+    pub fn is_covered(&self) -> bool {
+        self.standing().is_ok_and(|standing| standing == Standing::Covered)
+    }
+
+    fn standing(&self) -> Result<Standing, MountError> {
+        let path = &self.mountpoint;
+        let unreadable = |source| MountError::unreadable(path, source);
+        let (here, above) = (
+            device(path).map_err(unreadable)?,
+            device(&path.join("..")).map_err(unreadable)?,
+        );
+        Ok(match here == self.device {
+            true => Standing::OnTop,
+            false if here == above => Standing::Detached,
+            false => Standing::Covered,
+        })
     }
 
     /// Lets go of a snapshot, so that it can be destroyed. What the kernel still has of it can't be reached by
@@ -116,6 +135,16 @@ impl Mount {
             fs.release_snapshot(layer);
         }
     }
+}
+
+/// What is to be seen at the mount point of a mount that is served.
+#[derive(PartialEq, Eq)]
+enum Standing {
+    OnTop,
+    /// Something else was mounted over it.
+    Covered,
+    /// It was taken out of the file tree, and lives on for those who use it.
+    Detached,
 }
 
 /// Whether a session has ended.

@@ -98,7 +98,8 @@ impl Error {
             Error::Db(error) if error.kind() == rocksdb::ErrorKind::Corruption => {
                 Some("keep the store as it is and look into the service's log".into())
             }
-            Error::Db(_) => Some("is the disk full? the service's log has more".into()),
+            Error::Db(error) if error.to_string().contains("No space left") => io_hint(&Errno::ENOSPC.into()),
+            Error::Db(_) => Some("keep the store as it is and look into the service's log".into()),
         }
     }
 

@@ -28,7 +28,7 @@ pub struct Branch {
     /// Start with an empty directory instead
     #[arg(long, requires = "name", conflicts_with_all = ["start", "delete"])]
     empty: bool,
-    /// Delete the branch
+    /// Delete the branch and its snapshots
     #[arg(short, long, requires = "name", conflicts_with = "start")]
     delete: bool,
     #[command(flatten)]
@@ -59,7 +59,7 @@ impl Branch {
     fn delete(&self, name: &BranchName, context: &Context) -> Result<()> {
         let client = context.client()?;
         client.check_destroy_branch(name)?;
-        let question = format!("Delete the branch {name} and what only it holds?");
+        let question = format!("Delete the branch {name} and its snapshots?");
         if self
             .destruction
             .goes_on(context, &format!("delete the branch {name}"), &question)?

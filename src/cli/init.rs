@@ -156,7 +156,7 @@ impl Show for Made {
     fn text(&self) -> String {
         let store = self.store.display();
         match &self.branch {
-            None => format!("made an empty store in {store}\nnext: zenith mount NAME DIR --create"),
+            None => format!("made an empty store in {store}\nnext: zenith pg create"),
             Some(branch) => format!(
                 "made a store in {store}\nwith a new PostgreSQL cluster on branch {}\nnext: zenith mount {} DIR --create",
                 branch.name, branch.name

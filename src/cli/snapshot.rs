@@ -1,12 +1,17 @@
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
 use jiff::Timestamp;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use pageserver::{BranchName, SnapshotName, Tag};
 
+use super::pg::psql_as;
 use super::{Context, Destruction};
+use crate::api::peeks::NewPeek;
 use crate::api::snapshots::{NewSnapshot, SnapshotChange};
 use crate::error::{Error, Result};
+use crate::postgres::programs;
 
 /// Take, list and destroy snapshots
 #[derive(clap::Args)]
@@ -25,6 +30,7 @@ enum Action {
     Show(Show),
     Rename(Rename),
     Protect(Protect),
+    Psql(Psql),
     Destroy(Destroy),
 }
 
@@ -90,6 +96,26 @@ struct Protect {
     off: bool,
 }
 
+/// Look into a snapshot with psql
+///
+/// A temporary, read-only PostgreSQL runs on it as long as psql does; nothing of it stays.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith snapshot psql pgdata1@before
+  zenith snapshot psql pgdata1@before -- -c 'select count(*) from precious'")]
+struct Psql {
+    /// The snapshot
+    #[arg(value_name = "NAME@TAG")]
+    name: SnapshotName,
+    /// The directory with PostgreSQL's programs [default: $ZENITH_PG_BIN, else what pg_config says, from PATH, or where
+    /// packages put them]
+    #[arg(long, value_name = "DIR")]
+    pg_bin: Option<PathBuf>,
+    /// Options for psql
+    #[arg(last = true, value_name = "PSQL OPTION")]
+    options: Vec<String>,
+}
+
 /// List snapshots, oldest first
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -124,6 +150,7 @@ impl Snapshot {
             Action::Show(show) => context.print(&vec![context.client()?.snapshot(&show.name)?]),
             Action::Rename(rename) => rename.run(context),
             Action::Protect(protect) => protect.run(context),
+            Action::Psql(psql) => psql.run(context),
             Action::Destroy(destroy) => destroy.run(context),
         }
     }
@@ -182,6 +209,24 @@ impl Protect {
     }
 }
 
+impl Psql {
+    fn run(self, context: &Context) -> Result<()> {
+        let new = NewPeek {
+            pg_bins: programs::of_caller(self.pg_bin.as_deref())?,
+        };
+        let client = context.client()?;
+        let (peek, held) = client.peek(&self.name, &new)?;
+        let mut psql = psql_as(&peek.psql, &peek.user, &peek.conninfo)?;
+        ignore_interrupts()?;
+        let ended = psql.args(self.options).status().map_err(Error::path("run", &peek.psql));
+        drop(held);
+        match ended?.code() {
+            Some(0) => Ok(()),
+            code => Err(Error::failure(format!("psql ended with {}", code.unwrap_or(-1)))),
+        }
+    }
+}
+
 impl Destroy {
     fn run(self, context: &Context) -> Result<()> {
         let client = context.client()?;
@@ -197,4 +242,11 @@ impl Destroy {
         }
         Ok(())
     }
+}
+
+/// An interrupt is psql's: it ends a query, not the session.
+fn ignore_interrupts() -> Result<()> {
+    // SAFETY: ignoring a signal installs no handler. psql sets its own.
+    let ignored = unsafe { signal(Signal::SIGINT, SigHandler::SigIgn) };
+    ignored.map(drop).map_err(Error::io("ignore interrupts"))
 }

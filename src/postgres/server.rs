@@ -102,6 +102,11 @@ impl Server<'_> {
         }
     }
 
+    /// How libpq finds the server.
+    pub fn conninfo(&self) -> String {
+        conninfo(self.socket_dir, self.port, &self.owner.name(), "dbname=postgres")
+    }
+
     fn told(&self, before: u64) -> Error {
         let said = read_from(self.log, before).unwrap_or_default();
         let said: String = said
@@ -163,6 +168,16 @@ pub fn checkpoint(pg_bin: &Path, owner: Owner, socket_dir: &Path, port: u16) -> 
                 .hint("leave --checkpoint away: a view of the snapshot then replays WAL when it starts"),
         ),
     }
+}
+
+/// What libpq needs to find a server, with `more` of its `key=value` at the end.
+pub fn conninfo(socket_dir: &Path, port: u16, user: &str, more: &str) -> String {
+    let quoted = |value: &str| match value.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_.-".contains(&b)) {
+        true if !value.is_empty() => value.to_owned(),
+        _ => format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'")),
+    };
+    let socket_dir = socket_dir.display().to_string();
+    format!("host={} port={port} user={} {more}", quoted(&socket_dir), quoted(user))
 }
 
 fn pg_ctl(programs: &Programs, owner: Owner, dir: &Path, action: &str) -> Command {

@@ -192,7 +192,8 @@ impl Service {
         for dir in self.table.mounted_dirs().into_iter().rev() {
             match self.unmount(&dir) {
                 Ok(()) => done.push(dir),
-                Err(_) if force => self.abandon(&dir)?,
+                // What lies over it is somebody else's.
+                Err(_) if force && !self.table.is_covered(&dir) => self.abandon(&dir)?,
                 Err(error) => kept.push(error),
             }
         }

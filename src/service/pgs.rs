@@ -5,7 +5,7 @@
 //! data directory each time. While a pg is being made or taken away it stands in the memory as unfinished, and a service
 //! that finds it there at its start takes it away.
 
-mod create;
+pub(super) mod create;
 mod destroy;
 mod run;
 
@@ -90,12 +90,7 @@ impl Service {
             pg_bin: record.pg_bin,
             redo_lsn: control.as_ref().map(|control| lsn(control.redo_lsn)),
             wal_timeline: control.as_ref().map(|control| control.wal_timeline),
-            conninfo: format!(
-                "host={} port={} user={} dbname=postgres",
-                pg.socket_dir.display(),
-                pg.port,
-                pg.user
-            ),
+            conninfo: server::conninfo(&pg.socket_dir, pg.port, &pg.user, "dbname=postgres"),
             snapshots: store.snapshots(Some(name)).into_iter().map(|info| info.name).collect(),
             replicas: followers.map(|(name, _)| name.clone()).collect(),
             log: self.log_of(name),
@@ -161,7 +156,16 @@ impl Service {
         Ok(self.place(super::memory::Place { view, dir })?.dir)
     }
 
-    fn log_of(&self, name: &BranchName) -> PathBuf {
+    /// The file that the pg's server logs to, in a directory that is there.
+    pub(super) fn log_file(&self, name: &BranchName) -> Result<PathBuf> {
+        let log = self.log_of(name);
+        if let Some(logs) = log.parent() {
+            fs::create_dir_all(logs).map_err(Error::path("make", logs))?;
+        }
+        Ok(log)
+    }
+
+    pub(super) fn log_of(&self, name: &BranchName) -> PathBuf {
         self.storages
             .local()
             .dir()
@@ -174,10 +178,7 @@ impl Service {
         let record = self.pg_record(name)?;
         let dir = self.data_dir(name)?;
         let (owner, programs) = (Owner::of_dir(&dir)?, programs_for(&record, &dir)?);
-        let log = self.log_of(name);
-        if let Some(logs) = log.parent() {
-            fs::create_dir_all(logs).map_err(Error::path("make", logs))?;
-        }
+        let log = self.log_file(name)?;
         work(&Server {
             programs: &programs,
             dir: &dir,

@@ -133,6 +133,12 @@ impl Table {
         head.map(|entry| entry.place.dir.clone())
     }
 
+    /// Whether somebody has mounted something else over the mount.
+    pub fn is_covered(&self, dir: &Path) -> bool {
+        let mut entries = self.entries();
+        matches!(at(&mut entries, dir).map(|entry| &entry.state), Some(State::Mounted(mount)) if mount.is_covered())
+    }
+
     /// Has the branch's mount let go of a snapshot that somebody looked into.
     pub fn release_snapshot(&self, branch: &BranchName, layer: LayerId) {
         let view = ViewName::Head(branch.clone());

@@ -32,6 +32,8 @@ pub enum MountError {
     NotUnmounted { path: PathBuf, reason: String },
     #[error("something else has been mounted over {path}")]
     Covered { path: PathBuf },
+    #[error("{path} was unmounted by somebody else while it was in use, and still is")]
+    Detached { path: PathBuf },
     #[error("{path} is unmounted here, but something still holds the file system")]
     Held { path: PathBuf },
 }
@@ -61,6 +63,9 @@ impl MountError {
             MountError::NotUnmounted { .. } => None,
             MountError::Busy { path } => Some(format!("stop what uses it; `fuser -vm {}` lists it", path.display())),
             MountError::Covered { path } => Some(format!("`umount {}` takes that away", path.display())),
+            MountError::Detached { .. } => {
+                Some("end what still uses it (a PostgreSQL, an open file or shell), or `zenith stop --force`".into())
+            }
             MountError::Held { .. } => {
                 Some("look for containers or services with a mount namespace of their own".into())
             }

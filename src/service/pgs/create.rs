@@ -1,5 +1,6 @@
 //! Making a pg: a branch, a mount, a cluster on it, a port. All of it or nothing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ use crate::service::mounts::{log_failure, make_dir};
 const NAMES: &str = "pgdata";
 
 /// A pg that is about to be made.
-pub(super) struct Plan {
+pub(in crate::service) struct Plan {
     pub name: BranchName,
     pub dir: PathBuf,
     pub start: Start,
@@ -57,7 +58,11 @@ impl Service {
     }
 
     /// Works on the first name of the sequence that nobody has, under its lock.
-    pub(super) fn with_free_name(&self, prefix: &str, work: impl Fn(&BranchName) -> Result<()>) -> Result<BranchName> {
+    pub(in crate::service) fn with_free_name(
+        &self,
+        prefix: &str,
+        mut work: impl FnMut(&BranchName) -> Result<()>,
+    ) -> Result<BranchName> {
         let mut number = 0;
         loop {
             number += 1;
@@ -161,8 +166,22 @@ impl Service {
         job: &Job,
         fill: impl FnOnce(&Path) -> Result<Programs>,
     ) -> Result<()> {
-        self.check_outside(&plan.dir)?;
         self.refuse_port(plan.port)?;
+        let (programs, unfinished) = self.make_unfinished(plan, job, fill)?;
+        self.remember(plan, &programs, &unfinished)
+            .inspect_err(|_| log_failure("discard an unfinished pg", self.discard(&unfinished)))?;
+        tracing::info!("pg {} made", plan.name);
+        Ok(())
+    }
+
+    /// The same, as something that a service takes away that finds it when it starts.
+    pub(in crate::service) fn make_unfinished(
+        self: &Arc<Self>,
+        plan: &Plan,
+        job: &Job,
+        fill: impl FnOnce(&Path) -> Result<Programs>,
+    ) -> Result<(Programs, Unfinished)> {
+        self.check_outside(&plan.dir)?;
         let made_dir = make_dir(&plan.dir)?;
         let unfinished = Unfinished {
             branch: plan.name.clone(),
@@ -177,21 +196,20 @@ impl Service {
             let view = ViewName::Head(plan.name.clone());
             let dir = plan.dir.clone();
             self.place(Place { view, dir })?;
-            let programs = fill(&plan.dir)?;
-            self.remember(plan, &programs, &unfinished)
+            fill(&plan.dir)
         });
-        made.inspect_err(|_| log_failure("discard an unfinished pg", self.discard(&unfinished)))?;
-        tracing::info!("pg {} made", plan.name);
-        Ok(())
+        let programs =
+            made.inspect_err(|_| log_failure("discard an unfinished data directory", self.discard(&unfinished)))?;
+        Ok((programs, unfinished))
     }
 
     /// From now on the pg is there for good.
     fn remember(&self, plan: &Plan, programs: &Programs, unfinished: &Unfinished) -> Result<()> {
         let owner = Owner::of_dir(&plan.dir)?;
-        let _choosing = self.choosing.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let record = PgRecord {
             dir: plan.dir.clone(),
-            port: self.choose_port(plan.port)?,
+            port: self.choose_port(plan.port, &held)?,
             socket_dir: server::socket_dir(owner),
             user: owner.name(),
             storage: plan.storage.clone(),
@@ -254,9 +272,11 @@ impl Service {
         }
     }
 
-    fn choose_port(&self, wanted: Option<u16>) -> Result<u16> {
+    pub(in crate::service) fn choose_port(&self, wanted: Option<u16>, held: &BTreeSet<u16>) -> Result<u16> {
         self.refuse_port(wanted)?;
-        let taken: Vec<u16> = self.memory.get().pgs.values().map(|record| record.port).collect();
+        let memory = self.memory.get();
+        let of_pgs = memory.pgs.values().map(|record| record.port);
+        let taken: Vec<u16> = of_pgs.chain(held.iter().copied()).collect();
         wanted.map_or_else(|| server::free_port(&taken), Ok)
     }
 

@@ -1,6 +1,5 @@
 //! Starting, stopping, promoting and setting back what is there, and standbys beside it.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use pageserver::{Bond, BranchName, SnapshotName, Start, Tag};
@@ -124,7 +123,8 @@ impl Service {
                 port: None,
                 follows: Some(primary.clone()),
             };
-            let conninfo = conninfo(&record.socket_dir, record.port, &record.user, name);
+            let more = format!("application_name={name}");
+            let conninfo = server::conninfo(&record.socket_dir, record.port, &record.user, &more);
             self.make(&plan, job, |dir| {
                 cluster::follow(dir, owner, &conninfo)?;
                 Ok(programs.clone())
@@ -148,15 +148,4 @@ impl Service {
             _ => Ok(()),
         }
     }
-}
-
-/// How a standby finds its primary.
-fn conninfo(socket_dir: &Path, port: u16, user: &str, replica: &BranchName) -> String {
-    let quoted = |value: &str| format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
-    format!(
-        "host={} port={port} user={} application_name={}",
-        quoted(&socket_dir.display().to_string()),
-        quoted(user),
-        quoted(replica.as_str())
-    )
 }

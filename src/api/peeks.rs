@@ -1,0 +1,69 @@
+//! `/snapshots/{name}/peeks`: a temporary read-only server over a snapshot.
+//!
+//! The answer is one line of JSON that says how to connect, and then stays open: the server lives as long as the connection.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body as Stream, Bytes};
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use futures_util::stream::unfold;
+use pageserver::SnapshotName;
+use serde::{Deserialize, Serialize};
+
+use super::Body;
+use crate::error::{Error, Result};
+use crate::service::Service;
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewPeek {
+    /// Directories to look for Postgres' programs in before the usual ones.
+    #[serde(default)]
+    pub pg_bins: Vec<PathBuf>,
+}
+
+/// A server that is there for the time being.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Peek {
+    /// For libpq.
+    pub conninfo: String,
+    pub psql: PathBuf,
+    /// The user that the server runs as, whom it lets in.
+    pub user: String,
+}
+
+pub fn routes() -> Router<Arc<Service>> {
+    Router::new().route("/snapshots/{name}/peeks", post(create))
+}
+
+async fn create(
+    State(service): State<Arc<Service>>,
+    Path(name): Path<String>,
+    Body(new): Body<NewPeek>,
+) -> Result<Response> {
+    let name: SnapshotName = name.parse()?;
+    let opened = tokio::task::spawn_blocking(move || service.open_peek(&name, &new));
+    let opened = opened
+        .await
+        .map_err(|died| Error::failure(format!("the service failed to answer: {died}")))?;
+    let (peek, guard) = opened?;
+    let line = serde_json::to_string(&peek).map_err(|error| Error::failure(error.to_string()))?;
+    let told = unfold((Some(line), guard), |(line, guard)| async {
+        match line {
+            Some(line) => {
+                let part = Ok::<Bytes, Infallible>(format!("{line}\n").into());
+                Some((part, (None, guard)))
+            }
+            // Until the client goes away, and this with it.
+            None => std::future::pending().await,
+        }
+    });
+    let json = (header::CONTENT_TYPE, "application/x-ndjson");
+    Ok(([json], Stream::from_stream(told)).into_response())
+}

@@ -36,8 +36,8 @@ fn value<T: ValueEnum + Default>(words: &[String], long: &str, short: Option<&st
         let after_short = short.and_then(|short| word.strip_prefix(short));
         after_long.or(after_short.map(|rest| rest.trim_start_matches('=')))
     });
-    let known = given.filter_map(|value| T::from_str(value, false).ok());
-    known.last().unwrap_or_default()
+    let mut known = given.filter_map(|value| T::from_str(value, false).ok());
+    known.next_back().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -128,6 +128,24 @@ fn colours_are_for_terminals_and_for_those_who_want_them_never_for_programs() {
     assert!(on_terminal("branch --color=always", &[("NO_COLOR", "1")]));
 }
 
+#[test]
+fn a_server_that_runs_is_shown_in_green() {
+    let sandbox = Sandbox::new("green");
+    sandbox.ok(&["pg", "create", "-n", "shop"]);
+    let lists = [
+        &["pg", "list", "--color=always"] as &[&str],
+        &["pg", "list"],
+        &["pg", "show", "shop", "--color=always"],
+    ];
+    let [list, plain, shown] = lists.map(|arguments| sandbox.ok(arguments));
+    sandbox.ok(&["pg", "stop", "shop"]);
+    let stopped = sandbox.ok(lists[0]);
+    let green = format!("{ESC}[32mrunning{ESC}[0m");
+    assert!(list.contains(&green) && shown.contains(&green), "{list}{shown}");
+    assert!(plain.contains("  running\n") && !plain.contains(ESC), "{plain}");
+    assert!(stopped.contains("stopped") && !stopped.contains("[32m"), "{stopped}");
+}
+
 /// What a command shows on a terminal where somebody types.
 fn on_terminal(sandbox: &Sandbox, arguments: &str, environment: &[(&str, &str)], typed: &str) -> String {
     let input = sandbox.path("typed");

@@ -58,6 +58,14 @@ impl View {
         layers.insert(head.id, head);
     }
 
+    /// Closes all files; whether some of them had bytes that are not known to be durable.
+    pub(crate) fn let_go(&self) -> bool {
+        let layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
+        layers
+            .values()
+            .fold(false, |unsynced, layer| layer.let_go() || unsynced)
+    }
+
     /// The layer on top.
     pub fn layer(&self) -> LayerId {
         LayerId(self.top.load(Ordering::Acquire))

@@ -43,7 +43,7 @@ fn what_does_not_exist_is_named() {
     sandbox.refused(
         3,
         &["init", "--pg-bin", "/", "--store", "other"],
-        "no initdb in /",
+        "no PostgreSQL server in /",
         "--pg-bin",
     );
     sandbox.refused(

@@ -281,9 +281,15 @@ impl Initdb {
         let (bin, pid) = (sandbox.path("bin"), sandbox.path("bin/pid"));
         fs::create_dir(&bin).expect("made");
         fs::set_permissions(&bin, fs::Permissions::from_mode(0o777)).expect("open to the server's user");
-        let program = bin.join("initdb");
-        fs::write(&program, format!("#!/bin/sh\necho $$ >{}\n{script}\n", pid.display())).expect("written");
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
+        let initdb = format!("#!/bin/sh\necho $$ >{}\n{script}\n", pid.display());
+        for (name, text) in [
+            ("initdb", initdb.as_str()),
+            ("postgres", "#!/bin/sh\necho postgres 15.0\n"),
+        ] {
+            let program = bin.join(name);
+            fs::write(&program, text).expect("written");
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
+        }
         Initdb { bin, pid }
     }
 

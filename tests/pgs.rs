@@ -1,5 +1,8 @@
 //! pgs with real servers: what a user does with them, what goes wrong, and that nothing half-made stays.
 
+#[allow(dead_code, reason = "tests take what they need")]
+#[path = "support/postgres.rs"]
+mod postgres;
 #[path = "support/store.rs"]
 mod store;
 
@@ -77,6 +80,37 @@ fn a_copy_keeps_its_data_when_its_source_goes_and_a_tied_one_holds_it() {
     assert!(!store.path("shop").exists() && !store.path("tied").exists());
     assert_eq!(sql(&store, "copy", "select count(*) from t"), "1000");
     assert_eq!(names(&store.json(&["branch"])), ["copy"]);
+}
+
+#[test]
+fn every_major_version_runs_and_its_copies_run_beside_it() {
+    let store = Store::new("majors");
+    for major in 13..=18 {
+        let bin = postgres::programs(major);
+        let bin = bin.to_str().expect("UTF-8");
+        let (name, copy, version) = (format!("v{major}"), format!("c{major}"), major.to_string());
+        store.zenith(&["pg", "create", "-n", &name, "--pg-bin", bin, "--pg-version", &version]);
+        let number = sql(&store, &name, "show server_version_num");
+        assert!(number.starts_with(&version), "{major} runs as {number}");
+        sql(&store, &name, "create table t as select generate_series(1, 1000) n");
+        let snapshot = format!("{name}@a");
+        store.zenith(&["snapshot", "create", &snapshot, "--checkpoint"]);
+        store.zenith(&[
+            "pg",
+            "create",
+            "-n",
+            &copy,
+            "--snapshot",
+            &snapshot,
+            "--cow",
+            "--pg-bin",
+            bin,
+        ]);
+        assert_eq!(sql(&store, &copy, "select sum(n) from t"), "500500");
+        assert_eq!(store.json(&["pg", "show", &copy])["version"], major);
+        store.zenith(&["pg", "destroy", &copy, "--yes"]);
+        store.zenith(&["pg", "destroy", &name, "--yes"]);
+    }
 }
 
 #[test]

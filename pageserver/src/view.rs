@@ -61,9 +61,7 @@ impl View {
     /// Closes all files; whether some of them had bytes that are not known to be durable.
     pub(crate) fn let_go(&self) -> bool {
         let layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
-        layers
-            .values()
-            .fold(false, |unsynced, layer| layer.let_go() || unsynced)
+        layers.values().filter(|layer| layer.let_go()).count() > 0
     }
 
     /// The layer on top.

@@ -208,6 +208,12 @@ impl Layer {
         Ok(())
     }
 
+    /// Closes the files that are still to be synced; whether there were any. Each of them holds the layer.
+    pub fn let_go(&self) -> bool {
+        let unsynced = std::mem::take(&mut *self.unsynced());
+        unsynced.values().any(|backing| !backing.is_durable())
+    }
+
     fn unsynced(&self) -> MutexGuard<'_, HashMap<Ino, Arc<Backing>>> {
         self.unsynced.lock().unwrap_or_else(|e| e.into_inner())
     }

@@ -2,7 +2,9 @@
 //! sealed layers that are still in memory.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rocksdb::WriteBatch;
@@ -31,6 +33,8 @@ pub struct Shared {
     inos: Mutex<Lease>,
     namespaces: Mutex<VecDeque<(LayerId, Namespace)>>,
     doomed: Mutex<Vec<(Arc<Layer>, Ino)>>,
+    /// Writes were handed to the kernel that no sync point knows of any more.
+    unsettled: AtomicBool,
 }
 
 /// Inode numbers from `next` up to `end` are ours to give.
@@ -54,7 +58,40 @@ impl Shared {
             inos: Mutex::new(Lease { next, end: next }),
             namespaces: Mutex::default(),
             doomed: Mutex::default(),
+            // A service that was killed knew which writes were not durable yet; this one doesn't.
+            unsettled: AtomicBool::new(true),
         })
+    }
+
+    /// Notes that a timeline was let go of with writes that are not known to be durable.
+    pub fn unsettle(&self) {
+        self.unsettled.store(true, Ordering::Release);
+    }
+
+    /// Makes writes durable that no sync point knows of. Free when there can't be any.
+    pub fn settle(&self) -> Result<()> {
+        if !self.unsettled.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let settled = match self.disk.sync_all(&self.layers_dir) {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => self.sync_one_by_one(),
+            synced => synced,
+        };
+        settled.map_err(|e| {
+            self.unsettle();
+            Error::io("sync what an earlier life of the store has written")(e)
+        })
+    }
+
+    fn sync_one_by_one(&self) -> io::Result<()> {
+        for layer in self.disk.list(&self.layers_dir)? {
+            let layer = self.layers_dir.join(layer);
+            for name in self.disk.list(&layer)? {
+                self.disk.sync_data(&self.disk.open(&layer.join(name), false)?)?;
+            }
+            self.disk.sync_dir(&layer)?;
+        }
+        self.disk.sync_dir(&self.layers_dir)
     }
 
     /// An inode number that was never given before.

@@ -132,6 +132,7 @@ impl Store {
             warning,
             lock,
         };
+        store.shared.settle()?;
         store.sweep()?;
         Ok(Arc::new(store))
     }
@@ -316,6 +317,7 @@ impl Store {
         if let Some(timeline) = timelines.get(&id).and_then(Weak::upgrade) {
             return Ok(timeline);
         }
+        self.shared.settle()?;
         let loaded = load::head(&self.shared, &mut catalog, head)?;
         let timeline = Arc::new(Timeline::new(id, name.clone(), self.shared.clone(), head, loaded));
         timelines.insert(id, Arc::downgrade(&timeline));

@@ -558,3 +558,12 @@ fn checked_end(offset: u64, len: u64) -> FsResult<u64> {
         _ => Err(Errno::EFBIG),
     }
 }
+
+impl Drop for Timeline {
+    /// Who held it may not have synced it: then the store does before the next one is loaded.
+    fn drop(&mut self) {
+        if self.view.let_go() {
+            self.shared.unsettle();
+        }
+    }
+}

@@ -58,6 +58,12 @@ impl View {
         layers.insert(head.id, head);
     }
 
+    /// Closes all files; whether some of them had bytes that are not known to be durable.
+    pub(crate) fn let_go(&self) -> bool {
+        let layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
+        layers.values().filter(|layer| layer.let_go()).count() > 0
+    }
+
     /// The layer on top.
     pub fn layer(&self) -> LayerId {
         LayerId(self.top.load(Ordering::Acquire))

@@ -303,3 +303,73 @@ fn a_layer_that_the_database_does_not_know_is_put_aside_not_deleted() {
     assert_eq!(aside.expect("put aside"), "blocks");
     assert_eq!(left, 1);
 }
+
+/// How many files of the layers are open, be it that they have no name any more.
+fn open_files(bench: &Bench) -> usize {
+    let layers = bench.dir.join("layers");
+    let fds = std::fs::read_dir("/proc/self/fd").expect("listed").flatten();
+    let targets = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+    targets.filter(|target| target.starts_with(&layers)).count()
+}
+
+#[test]
+fn a_branch_that_is_let_go_of_leaves_no_file_open() {
+    let bench = Bench::new("let-go");
+    let dev = "dev".parse().expect("a name");
+    bench.file("a", 8192);
+    bench.snapshot("one").expect("taken");
+    let before = open_files(&bench);
+    let from = Start::Snapshot("main@one".parse().expect("a name"));
+    bench.store.create_branch(&dev, &from, (0, 0), NOW).expect("made");
+    let timeline = bench.store.timeline(&dev).expect("loaded");
+    let ino = timeline.view().lookup(Ino::ROOT, OsStr::new("a")).expect("there").ino;
+    assert_eq!(timeline.write(ino, 0, &[2; 4096], None), Ok(4096));
+    assert!(open_files(&bench) > before);
+    drop(timeline);
+    assert_eq!(open_files(&bench), before);
+    bench.store.destroy_branch(&dev).expect("destroyed");
+}
+
+fn syncs(calls: &HashMap<Call, usize>) -> usize {
+    calls.get(&Call::SyncAll).copied().unwrap_or(0)
+}
+
+#[test]
+fn what_was_written_and_let_go_of_is_durable_before_it_is_taken_for_that() {
+    let mut bench = Bench::new("settle");
+    let (main, other) = ("main".parse().expect("a name"), "other".parse().expect("a name"));
+    bench.file("a", 8192);
+    bench
+        .store
+        .create_branch(&other, &Start::Empty, (0, 0), NOW)
+        .expect("made");
+    bench.timeline = bench.store.timeline(&other).expect("loaded");
+    let (loaded, calls) = bench.calls(|| bench.store.timeline(&main).expect("loaded"));
+    assert_eq!(syncs(&calls), 1, "nobody had synced it");
+    let ino = loaded.view().lookup(Ino::ROOT, OsStr::new("a")).expect("there").ino;
+    assert_eq!(loaded.write(ino, 0, &[3; 8192], None), Ok(8192));
+    loaded.sync_all().expect("synced");
+    drop(loaded);
+    let (_, calls) = bench.calls(|| bench.store.timeline(&main).expect("loaded"));
+    assert_eq!(syncs(&calls), 0, "all of it is known to be durable");
+}
+
+#[test]
+fn what_a_killed_service_has_written_is_made_durable_when_the_store_is_opened() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cost-reopen-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    Store::create(&dir, Disk::new()).expect("make a store");
+    let door = Arc::new(Door::default());
+    let disk = || Disk::new().with_hook(door.clone());
+    let store = Store::open(&dir, disk()).expect("opened");
+    assert_eq!(syncs(&door.calls.lock().expect("unpoisoned")), 1);
+    drop(store);
+    *door.failing.lock().expect("unpoisoned") = Some((Call::SyncAll, libc::EIO));
+    assert!(
+        Store::open(&dir, disk()).is_err(),
+        "what could not be synced is not served"
+    );
+    *door.failing.lock().expect("unpoisoned") = None;
+    Store::open(&dir, disk()).expect("opened");
+    std::fs::remove_dir_all(&dir).expect("removed");
+}

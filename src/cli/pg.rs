@@ -324,7 +324,7 @@ impl Psql {
                 Error::refused(format!("{name} is not running")).hint(format!("`zenith pg start {name}` first"))
             );
         }
-        let psql = details.pg_bin.join("psql");
+        let psql = programs::psql(&details.pg_bin);
         let mut command = psql_as(&psql, &details.pg.user, &details.conninfo)?;
         // Only a failure comes back.
         let error = command.args(self.options).exec();

@@ -45,6 +45,15 @@ impl Programs {
     }
 }
 
+/// The psql beside a server, or, where a package has none, whichever is on the path: all of them speak to all servers.
+pub fn psql(dir: &Path) -> PathBuf {
+    let beside = dir.join("psql");
+    match beside.is_file() {
+        true => beside,
+        false => "psql".into(),
+    }
+}
+
 /// From `postgres (PostgreSQL) 15.18 (Debian …)`, `18beta1` or a bare `15`.
 fn major_of(version: &str) -> Option<u32> {
     let number = version

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Owner;
 use super::last_lines;
-use super::programs::Programs;
+use super::programs::{self, Programs};
 use crate::error::{Error, Result};
 
 /// The first port that is tried.
@@ -145,7 +145,7 @@ pub fn stop(programs: &Programs, owner: Owner, dir: &Path, mode: StopMode) -> Re
 
 /// Has a running server write a checkpoint, as its own user and so without a password.
 pub fn checkpoint(pg_bin: &Path, owner: Owner, socket_dir: &Path, port: u16) -> Result<()> {
-    let mut psql = owner.command(&pg_bin.join("psql"));
+    let mut psql = owner.command(&programs::psql(pg_bin));
     psql.args([
         "-XqAt",
         "-d",
@@ -156,10 +156,7 @@ pub fn checkpoint(pg_bin: &Path, owner: Owner, socket_dir: &Path, port: u16) -> 
         "CHECKPOINT",
         "-h",
     ]);
-    let output = psql
-        .arg(socket_dir)
-        .output()
-        .map_err(Error::path("run psql from", pg_bin))?;
+    let output = psql.arg(socket_dir).output().map_err(Error::io("run psql"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     match output.status.success() {
         true => Ok(()),

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -133,7 +132,7 @@ impl Service {
             self.ports().remove(&port);
         })?;
         let conninfo = server.conninfo();
-        let psql: PathBuf = programs.path("psql");
+        let psql = programs::psql(&programs.dir);
         let user = owner.name();
         Ok((Peek { conninfo, psql, user }, owner, port))
     }

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 const GRACE: Duration = Duration::from_secs(5);
 
 /// How long those who found the socket just before it was hidden have to be taken in.
-const LAST_CALL: Duration = Duration::from_millis(20);
+const LAST_CALL: Duration = Duration::from_millis(100);
 
 /// How long the blocks of removed files may stay.
 const TIDY_EVERY: Duration = Duration::from_secs(1);

@@ -142,7 +142,7 @@ fn branches_are_listed_forked_and_deleted() {
         4,
         &["branch", "-d", "main", "--yes"],
         "main can't be destroyed",
-        "zenith branch -d",
+        "destroy branch",
     );
     sandbox.refused(4, &["branch", "-d", "old"], "not confirmed", "--yes");
     sandbox.ok(&["branch", "-d", "old", "--yes"]);

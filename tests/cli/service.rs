@@ -270,7 +270,7 @@ fn an_init_whose_service_is_killed_leaves_nothing() {
     assert!(!sandbox.store().exists(), "{output:?}");
 }
 
-/// A stand-in for a server's programs whose initdb says when it runs.
+/// A stand-in for initdb that says when it runs.
 struct Initdb {
     bin: PathBuf,
     pid: PathBuf,
@@ -281,13 +281,13 @@ impl Initdb {
         let (bin, pid) = (sandbox.path("bin"), sandbox.path("bin/pid"));
         fs::create_dir(&bin).expect("made");
         fs::set_permissions(&bin, fs::Permissions::from_mode(0o777)).expect("open to the server's user");
-        let programs = [
-            ("postgres", "echo 'postgres (PostgreSQL) 15.0'".into()),
-            ("initdb", format!("echo $$ >{}\n{script}", pid.display())),
-        ];
-        for (name, script) in programs {
+        let initdb = format!("#!/bin/sh\necho $$ >{}\n{script}\n", pid.display());
+        for (name, text) in [
+            ("initdb", initdb.as_str()),
+            ("postgres", "#!/bin/sh\necho postgres 15.0\n"),
+        ] {
             let program = bin.join(name);
-            fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("written");
+            fs::write(&program, text).expect("written");
             fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
         }
         Initdb { bin, pid }

@@ -231,14 +231,11 @@ fn server_user() -> Option<User> {
     geteuid().is_root().then(user)
 }
 
-/// Where the programs of a major version are: as the environment says, else Debian's, else what scripts/test fetched.
-fn programs(major: u32) -> PathBuf {
-    let named = env::var_os(format!("ZENITH_TEST_POSTGRES_{major}")).map(PathBuf::from);
+/// Where the programs of a major version are: Debian's, else what scripts/test fetched.
+pub fn programs(major: u32) -> PathBuf {
+    let cache = env::var_os("ZENITH_TEST_POSTGRES").map_or(CACHE.into(), PathBuf::from);
     let debian = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
-    let fetched = PathBuf::from(format!("{CACHE}/postgres-{major}/bin"));
-    let found = named
-        .into_iter()
-        .chain([debian, fetched])
-        .find(|dir| dir.join("postgres").is_file());
+    let fetched = cache.join(format!("postgres-{major}/bin"));
+    let found = [debian, fetched].into_iter().find(|dir| dir.join("postgres").is_file());
     found.unwrap_or_else(|| panic!("no Postgres {major} on this machine: scripts/test installs it"))
 }

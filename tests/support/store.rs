@@ -5,8 +5,12 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::{env, fs, process};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+use std::{env, fs, process, thread};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const ZENITH: &str = env!("CARGO_BIN_EXE_zenith");
 
@@ -15,6 +19,7 @@ pub struct Store {
     mounts: PathBuf,
 }
 
+#[allow(dead_code, reason = "tests take what they need")]
 impl Store {
     /// `name` tells the stores of tests that run side by side apart.
     pub fn new(name: &str) -> Store {
@@ -31,7 +36,50 @@ impl Store {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(ZENITH);
         command.env("ZENITH_DIR", &self.dir).args(arguments);
+        command.current_dir(&self.mounts).stdin(Stdio::null());
         command
+    }
+
+    /// A command that may fail.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("zenith runs")
+    }
+
+    pub fn spawn(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command(arguments);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("zenith runs")
+    }
+
+    /// What a command that must succeed prints as JSON.
+    pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let output = self.run(&[arguments, &["-o", "json"]].concat());
+        assert!(output.status.success(), "zenith {arguments:?}: {output:?}");
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// Ends the service at once, as a crash would.
+    pub fn kill_service(&self) {
+        let pid = fs::read_to_string(self.dir.join("service.pid")).expect("a service");
+        let pid = Pid::from_raw(pid.trim().parse().expect("a number"));
+        kill(pid, Signal::SIGKILL).expect("it runs");
+        while kill(pid, None).is_ok() && !is_zombie(pid) {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn stop_pgs(&self) {
+        let output = self.run(&["pg", "list", "-o", "json"]);
+        let pgs: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        for pg in pgs.as_array().into_iter().flatten() {
+            if let (Some(name), Some(_)) = (pg["name"].as_str(), pg["pid"].as_i64()) {
+                self.run(&["pg", "stop", "-m", "immediate", name]);
+            }
+        }
     }
 
     pub fn zenith(&self, arguments: &[&str]) {
@@ -60,6 +108,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
+        self.stop_pgs();
         let stopped = self
             .command(&["stop", "--force"])
             .status()
@@ -71,4 +120,12 @@ impl Drop for Store {
             }
         }
     }
+}
+
+/// Whether the process has ended and only its parent hasn't noticed.
+fn is_zombie(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')')
+        .next()
+        .is_some_and(|rest| rest.trim_start().starts_with('Z'))
 }

@@ -89,6 +89,13 @@ impl Service {
             tag,
         };
         self.storages.store_of(name)?.snapshot(&to)?;
+        for (replica, record) in &self.memory.get().pgs.clone() {
+            if record.follows.as_ref() == Some(name) {
+                job.step(format!(
+                    "WARNING: {replica} can't follow {name} back: destroy it and add a new one"
+                ));
+            }
+        }
         let ran = self.stop_pg(name, StopMode::Fast, job)?;
         job.step(format!("set {name} back to {to}"));
         let set_back = self.set_back(&to);

@@ -1,0 +1,326 @@
+//! pgs with real servers: what a user does with them, what goes wrong, and that nothing half-made stays.
+
+#[allow(dead_code, reason = "tests take what they need")]
+#[path = "support/postgres.rs"]
+mod postgres;
+#[path = "support/store.rs"]
+mod store;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Output;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use store::Store;
+
+/// How long anything may take to come about.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().to_owned()
+}
+
+/// The first column of the first row.
+fn sql(store: &Store, pg: &str, statement: &str) -> String {
+    let output = store.run(&["pg", "psql", pg, "--", "-XAtqc", statement]);
+    assert!(output.status.success(), "{statement}: {output:?}");
+    text(&output.stdout)
+}
+
+/// A command that must fail: how it ends, what it says why, and what to do.
+fn refused(output: &Output, code: i32, why: &str, hint: &str) {
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(said.contains("error: ") && said.contains(why), "{said}");
+    assert!(said.contains("HINT: ") && said.contains(hint), "{said}");
+}
+
+fn until(what: &str, there: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !there() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn names(list: &serde_json::Value) -> Vec<String> {
+    let items = list.as_array().into_iter().flatten();
+    items
+        .filter_map(|item| Some(item["name"].as_str()?.to_owned()))
+        .collect()
+}
+
+fn is_mount_point(dir: &Path) -> bool {
+    let info = fs::read_to_string("/proc/self/mountinfo").expect("the list of mounts");
+    info.lines()
+        .any(|line| line.split(' ').nth(4).is_some_and(|at| Path::new(at) == dir))
+}
+
+#[test]
+fn a_copy_keeps_its_data_when_its_source_goes_and_a_tied_one_holds_it() {
+    let store = Store::new("copies");
+    store.zenith(&["pg", "create", "-n", "shop", "-c", "autovacuum=off"]);
+    assert_eq!(sql(&store, "shop", "show autovacuum"), "off");
+    assert_eq!(sql(&store, "shop", "show data_checksums"), "on");
+    sql(&store, "shop", "create table t as select generate_series(1, 1000) n");
+    store.zenith(&["snapshot", "create", "shop@a", "--checkpoint"]);
+    store.zenith(&["pg", "create", "-n", "tied", "--snapshot", "shop@a", "--cow"]);
+    store.zenith(&["pg", "create", "-n", "copy", "--branch", "shop"]);
+    refused(
+        &store.run(&["pg", "destroy", "shop", "--yes"]),
+        4,
+        "branch tied depends on it",
+        "tied",
+    );
+    assert_eq!(sql(&store, "shop", "select count(*) from t"), "1000", "it runs on");
+    store.zenith(&["pg", "destroy", "tied", "--yes"]);
+    store.zenith(&["pg", "destroy", "shop", "--yes"]);
+    assert!(!store.path("shop").exists() && !store.path("tied").exists());
+    assert_eq!(sql(&store, "copy", "select count(*) from t"), "1000");
+    assert_eq!(names(&store.json(&["branch"])), ["copy"]);
+}
+
+#[test]
+fn every_major_version_runs_and_its_copies_run_beside_it() {
+    let store = Store::new("majors");
+    for major in 13..=18 {
+        let bin = postgres::programs(major);
+        let bin = bin.to_str().expect("UTF-8");
+        let (name, copy, version) = (format!("v{major}"), format!("c{major}"), major.to_string());
+        store.zenith(&["pg", "create", "-n", &name, "--pg-bin", bin, "--pg-version", &version]);
+        let number = sql(&store, &name, "show server_version_num");
+        assert!(number.starts_with(&version), "{major} runs as {number}");
+        sql(&store, &name, "create table t as select generate_series(1, 1000) n");
+        let snapshot = format!("{name}@a");
+        store.zenith(&["snapshot", "create", &snapshot, "--checkpoint"]);
+        store.zenith(&[
+            "pg",
+            "create",
+            "-n",
+            &copy,
+            "--snapshot",
+            &snapshot,
+            "--cow",
+            "--pg-bin",
+            bin,
+        ]);
+        assert_eq!(sql(&store, &copy, "select sum(n) from t"), "500500");
+        assert_eq!(store.json(&["pg", "show", &copy])["version"], major);
+        store.zenith(&["pg", "destroy", &copy, "--yes"]);
+        store.zenith(&["pg", "destroy", &name, "--yes"]);
+    }
+}
+
+#[test]
+fn a_replica_follows_its_primary_and_goes_on_by_itself_when_promoted() {
+    let store = Store::new("replica");
+    store.zenith(&["pg", "create", "-n", "shop"]);
+    store.zenith(&["pg", "start", "--replica", "shop"]);
+    sql(&store, "shop", "create table t as select generate_series(1, 1000) n");
+    until("the replica has the table", || {
+        sql(&store, "replica-1", "select to_regclass('t') is not null") == "t"
+            && sql(&store, "replica-1", "select count(*) from t") == "1000"
+    });
+    assert_eq!(sql(&store, "shop", "select count(*) from pg_stat_replication"), "1");
+    let used = store.json(&["pg", "show", "replica-1"])["used"]
+        .as_u64()
+        .expect("bytes");
+    assert!(used < 20 << 20, "a replica copies nothing, but uses {used} bytes");
+    refused(
+        &store.run(&["pg", "start", "--replica", "replica-1"]),
+        4,
+        "is itself a replica",
+        "primary",
+    );
+    store.zenith(&["pg", "promote", "replica-1"]);
+    sql(&store, "replica-1", "insert into t values (0)");
+    assert_eq!(sql(&store, "shop", "select count(*) from t"), "1000");
+    assert_eq!(store.json(&["pg", "show", "replica-1"])["role"], "primary");
+}
+
+#[test]
+fn a_server_that_does_not_start_says_why_and_the_next_command_works() {
+    let store = Store::new("no-start");
+    let made = store.run(&["pg", "create", "-n", "bad", "-c", "shared_buffers=nonsense"]);
+    refused(
+        &made,
+        1,
+        "invalid value for parameter \"shared_buffers\"",
+        "the whole log is",
+    );
+    let conf = store.path("bad").join("postgresql.conf");
+    let mended = fs::read_to_string(&conf).expect("readable").replace("nonsense", "16MB");
+    fs::write(&conf, mended).expect("writable");
+    store.zenith(&["pg", "start", "bad"]);
+    assert_eq!(sql(&store, "bad", "show shared_buffers"), "16MB");
+    store.zenith(&["pg", "stop", "bad"]);
+
+    let port = store.json(&["pg", "show", "bad"])["port"].as_u64().expect("a port");
+    let port = u16::try_from(port).expect("a port");
+    let holder = TcpListener::bind(("127.0.0.1", port)).expect("free");
+    refused(
+        &store.run(&["pg", "start", "bad"]),
+        1,
+        "Address already in use",
+        "the whole log is",
+    );
+    drop(holder);
+    store.zenith(&["pg", "start", "bad"]);
+    let taken = store.run(&["pg", "create", "-n", "other", "--port", &port.to_string()]);
+    refused(&taken, 4, "belongs to bad", "--port");
+    assert!(!store.path("other").exists());
+
+    store.zenith(&["pg", "stop", "bad"]);
+    let version = store.path("bad").join("PG_VERSION");
+    let right = fs::read_to_string(&version).expect("readable");
+    fs::write(&version, "12\n").expect("writable");
+    refused(
+        &store.run(&["pg", "start", "bad"]),
+        3,
+        "PostgreSQL 12 was not found",
+        "--pg-bin",
+    );
+    fs::write(&version, right).expect("writable");
+    store.zenith(&["pg", "start", "bad"]);
+}
+
+#[test]
+fn whoever_is_killed_no_pg_is_left_half_made() {
+    let store = Store::new("killed");
+    for wait in [5, 60, 250, 700] {
+        let mut command = store.spawn(&["pg", "create", "-n", "shop", "--no-start"]);
+        thread::sleep(Duration::from_millis(wait));
+        command.kill().expect("killed");
+        command.wait().expect("ended");
+        // What has begun goes on to its end; what hasn't never was.
+        until("it is there whole or not at all", || {
+            let pgs = names(&store.json(&["pg", "list"]));
+            pgs == names(&store.json(&["branch"])) && (pgs.is_empty() || store.path("shop/PG_VERSION").exists())
+        });
+        if !names(&store.json(&["pg", "list"])).is_empty() {
+            store.zenith(&["pg", "start", "shop"]);
+            store.zenith(&["pg", "destroy", "shop", "--yes"]);
+        }
+    }
+    for wait in [60, 250, 500] {
+        let mut command = store.spawn(&["pg", "create", "-n", "shop", "--no-start"]);
+        thread::sleep(Duration::from_millis(wait));
+        store.kill_service();
+        command.wait().expect("ended");
+        let pgs = names(&store.json(&["pg", "list"]));
+        assert_eq!(pgs, names(&store.json(&["branch"])));
+        if pgs.is_empty() {
+            assert!(!store.path("shop").exists() && !is_mount_point(&store.path("shop")));
+        } else {
+            store.zenith(&["pg", "start", "shop"]);
+            store.zenith(&["pg", "destroy", "shop", "--yes"]);
+        }
+    }
+}
+
+#[test]
+fn a_look_into_a_snapshot_leaves_nothing_behind() {
+    let store = Store::new("peek");
+    store.zenith(&["pg", "create", "-n", "shop"]);
+    sql(&store, "shop", "create table t as select generate_series(1, 10) n");
+    store.zenith(&["snapshot", "create", "shop@a"]);
+    sql(&store, "shop", "drop table t");
+    let look = |statement: &str| store.run(&["snapshot", "psql", "shop@a", "--", "-XAtqc", statement]);
+    assert_eq!(text(&look("select count(*) from t").stdout), "10");
+    let written = look("create table x ()");
+    assert!(text(&written.stderr).contains("read-only transaction"), "{written:?}");
+    assert_eq!(written.status.code(), Some(1));
+    let nothing_is_left = || names(&store.json(&["branch"])) == ["shop"];
+    until("the branch is gone", nothing_is_left);
+
+    let mut looking = store.spawn(&["snapshot", "psql", "shop@a", "--", "-XAtqc", "select pg_sleep(60)"]);
+    until("it is open", || names(&store.json(&["branch"])).len() == 2);
+    refused(
+        &store.run(&["snapshot", "destroy", "shop@a", "--yes"]),
+        4,
+        "depends on it",
+        "first",
+    );
+    looking.kill().expect("killed");
+    looking.wait().expect("ended");
+    until("the branch is gone", nothing_is_left);
+    store.zenith(&["snapshot", "destroy", "shop@a", "--yes"]);
+}
+
+#[test]
+fn a_snapshot_goes_when_its_time_has_come_unless_it_is_protected() {
+    let store = Store::new("ttl");
+    store.zenith(&["mount", "main", "m", "--create"]);
+    store.zenith(&["snapshot", "create", "main@short", "--ttl", "1s"]);
+    store.zenith(&["snapshot", "create", "main@kept", "--ttl", "1s", "--protect"]);
+    store.zenith(&["snapshot", "create", "main@long", "--ttl", "1h"]);
+    until("the first is gone", || {
+        names(&store.json(&["snapshot", "list"])) == ["main@kept", "main@long"]
+    });
+    refused(
+        &store.run(&["snapshot", "destroy", "main@kept", "--yes"]),
+        4,
+        "main@kept is protected",
+        "protect",
+    );
+    refused(&store.run(&["branch", "-d", "main", "--yes"]), 4, "mounted", "umount");
+    store.zenith(&["snapshot", "rename", "main@long", "later"]);
+    store.zenith(&["snapshot", "protect", "main@kept", "--off"]);
+    until("the second is gone too", || {
+        names(&store.json(&["snapshot", "list"])) == ["main@later"]
+    });
+}
+
+#[test]
+fn a_storage_holds_pgs_and_is_not_let_go_of_under_them() {
+    let store = Store::new("storage");
+    let place = store.dir().with_extension("fast");
+    let path = format!("path={}", place.display());
+    store.zenith(&[
+        "storage",
+        "attach",
+        "-n",
+        "fast",
+        "-c",
+        &path,
+        "-c",
+        "compression=zstd:3",
+    ]);
+    store.zenith(&["pg", "create", "-n", "shop", "-s", "fast"]);
+    store.zenith(&["snapshot", "create", "shop@a"]);
+    assert_eq!(store.json(&["pg", "show", "shop"])["storage"], "fast");
+    refused(
+        &store.run(&["storage", "detach", "fast", "--yes"]),
+        4,
+        "shop lies in the storage fast",
+        "pg destroy shop",
+    );
+    refused(
+        &store.run(&["branch", "shop", "--empty"]),
+        4,
+        "exists already",
+        "another name",
+    );
+    refused(
+        &store.run(&["storage", "attach", "-t", "s3", "-n", "cloud"]),
+        4,
+        "not available yet",
+        "path=",
+    );
+    refused(
+        &store.run(&["pg", "create", "-n", "far", "--snapshot", "shop@a", "-s", "local"]),
+        4,
+        "can't go to local",
+        "-s",
+    );
+    store.zenith(&["pg", "stop", "shop"]);
+    store.zenith(&["stop"]);
+    store.zenith(&["pg", "start", "shop"]);
+    store.zenith(&["pg", "destroy", "shop", "--yes"]);
+    store.zenith(&["storage", "detach", "fast", "--yes"]);
+    assert_eq!(names(&store.json(&["storage", "list"])), ["local"]);
+    assert!(place.join("format").exists(), "what is in it stays");
+    fs::remove_dir_all(place).expect("removed");
+}

@@ -302,6 +302,10 @@ impl Show for Acted {
             (None, _) => format!("{} is {}", self.pg.name, standing(&self.pg)),
         }
     }
+
+    fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
+    }
 }
 
 impl Show for PgDetails {

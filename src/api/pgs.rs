@@ -160,6 +160,9 @@ pub struct Acted {
     /// The name that keeps the state before a checkout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<SnapshotName>,
+    /// What to know beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 /// What of a server's log to send.

@@ -254,7 +254,7 @@ pub fn free_port(taken: &[u16]) -> Result<u16> {
 }
 
 /// Postgres takes a port only when its socket file is free too.
-fn is_free(port: u16) -> bool {
+pub fn is_free(port: u16) -> bool {
     let has_socket = |dir: &&str| Path::new(dir).join(format!(".s.PGSQL.{port}.lock")).exists();
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() && !SOCKET_DIRS.iter().any(has_socket)
 }

@@ -14,7 +14,7 @@ use pageserver::{Bond, BranchName, SnapshotName, Start};
 use super::Service;
 use super::memory::Unfinished;
 use super::mounts::log_failure;
-use super::pgs::create::Plan;
+use super::pgs::create::{OTHER_PORTS, Plan};
 use crate::api::peeks::{NewPeek, Peek};
 use crate::error::{Error, Result};
 use crate::postgres::programs::{self, Programs};
@@ -110,31 +110,44 @@ impl Service {
         Ok(peek)
     }
 
+    /// Starts the server, on another port when somebody was quicker to take one.
     fn run_peek(&self, plan: &Plan, programs: &Programs) -> Result<(Peek, Owner, u16)> {
         let owner = Owner::of_dir(&plan.dir)?;
         let socket_dir = server::socket_dir(owner);
-        let port = {
-            let mut ports = self.ports();
-            let port = self.choose_port(None, &ports)?;
-            ports.insert(port);
-            port
-        };
-        let server = Server {
-            programs,
-            dir: &plan.dir,
-            owner,
-            port,
-            socket_dir: &socket_dir,
-            log: &self.log_file(&plan.name)?,
-            settings: &SETTINGS,
-        };
-        server.start().inspect_err(|_| {
-            self.ports().remove(&port);
-        })?;
-        let conninfo = server.conninfo();
-        let psql = programs::psql(&programs.dir);
-        let user = owner.name();
-        Ok((Peek { conninfo, psql, user }, owner, port))
+        let log = self.log_file(&plan.name)?;
+        let mut tries = 0..OTHER_PORTS;
+        loop {
+            let port = self.take_port()?;
+            let server = Server {
+                programs,
+                dir: &plan.dir,
+                owner,
+                port,
+                socket_dir: &socket_dir,
+                log: &log,
+                settings: &SETTINGS,
+            };
+            match server.start() {
+                Ok(()) => {
+                    let (conninfo, psql, user) = (server.conninfo(), programs::psql(&programs.dir), owner.name());
+                    return Ok((Peek { conninfo, psql, user }, owner, port));
+                }
+                Err(error) => {
+                    self.ports().remove(&port);
+                    if server::is_free(port) || tries.next().is_none() {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A port for a temporary server, until it is given back.
+    fn take_port(&self) -> Result<u16> {
+        let mut ports = self.ports();
+        let port = self.choose_port(None, &ports)?;
+        ports.insert(port);
+        Ok(port)
     }
 
     /// Ends a peek, if nobody has yet.

@@ -80,8 +80,6 @@ impl Service {
             .timeline(name)
             .ok()
             .and_then(|timeline| timeline.view().postgres());
-        let all = self.memory.get().pgs.clone();
-        let followers = all.iter().filter(|(_, other)| other.follows.as_ref() == Some(name));
         Ok(PgDetails {
             version: control
                 .as_ref()
@@ -92,7 +90,7 @@ impl Service {
             wal_timeline: control.as_ref().map(|control| control.wal_timeline),
             conninfo: server::conninfo(&pg.socket_dir, pg.port, &pg.user, "dbname=postgres"),
             snapshots: store.snapshots(Some(name)).into_iter().map(|info| info.name).collect(),
-            replicas: followers.map(|(name, _)| name.clone()).collect(),
+            replicas: self.followers(name),
             log: self.log_of(name),
             pg,
         })
@@ -129,8 +127,19 @@ impl Service {
             })
             .and_then(|kept| {
                 let pg = self.pg(name)?;
-                Ok(Acted { pg, kept })
+                let warning = kept.as_ref().and_then(|_| self.left_behind(name));
+                Ok(Acted { pg, kept, warning })
             })
+    }
+
+    /// The replicas of a pg.
+    fn followers(&self, name: &BranchName) -> Vec<BranchName> {
+        let memory = self.memory.get();
+        let followers = memory
+            .pgs
+            .iter()
+            .filter(|(_, record)| record.follows.as_ref() == Some(name));
+        followers.map(|(name, _)| name.clone()).collect()
     }
 
     pub(super) fn pg_record(&self, name: &BranchName) -> Result<PgRecord> {

@@ -24,6 +24,9 @@ use crate::service::mounts::{log_failure, make_dir};
 /// How pgs are called that nobody names: `pgdata1`, `pgdata2`, …
 const NAMES: &str = "pgdata";
 
+/// How often something new gets another port when somebody was quicker.
+pub(in crate::service) const OTHER_PORTS: usize = 5;
+
 /// A pg that is about to be made.
 pub(in crate::service) struct Plan {
     pub name: BranchName,
@@ -47,14 +50,36 @@ impl Service {
             None => self.with_free_name(NAMES, |name| self.create_named(name, new, job))?,
         };
         if new.start {
-            self.locks
-                .with(&name, || self.start_pg(&name, job))
-                .map_err(|error| Error {
-                    message: format!("{name} was made, but {}", error.message),
-                    ..error
-                })?;
+            self.locks.with(&name, || self.start_new(&name, new.port, job))?;
         }
         self.pg(&name)
+    }
+
+    /// The first start of a pg. A port that nobody asked for may have been taken meanwhile, by something that isn't this
+    /// service's: then it gets another.
+    pub(super) fn start_new(self: &Arc<Self>, name: &BranchName, wanted: Option<u16>, job: &Job) -> Result<()> {
+        let mut started = self.start_pg(name, job);
+        for _ in 0..OTHER_PORTS {
+            if started.is_ok() || wanted.is_some() || server::is_free(self.pg_record(name)?.port) {
+                break;
+            }
+            self.move_port(name)?;
+            started = self.start_pg(name, job);
+        }
+        started.map_err(|error| Error {
+            message: format!("{name} was made, but {}", error.message),
+            ..error
+        })
+    }
+
+    fn move_port(&self, name: &BranchName) -> Result<()> {
+        let held = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let port = self.choose_port(None, &held)?;
+        self.memory.change(|memory| {
+            if let Some(record) = memory.pgs.get_mut(name) {
+                record.port = port;
+            }
+        })
     }
 
     /// Works on the first name of the sequence that nobody has, under its lock.

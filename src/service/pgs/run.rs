@@ -89,13 +89,6 @@ impl Service {
             tag,
         };
         self.storages.store_of(name)?.snapshot(&to)?;
-        for (replica, record) in &self.memory.get().pgs.clone() {
-            if record.follows.as_ref() == Some(name) {
-                job.step(format!(
-                    "WARNING: {replica} can't follow {name} back: destroy it and add a new one"
-                ));
-            }
-        }
         let ran = self.stop_pg(name, StopMode::Fast, job)?;
         job.step(format!("set {name} back to {to}"));
         let set_back = self.set_back(&to);
@@ -108,6 +101,16 @@ impl Service {
         };
         let kept = set_back?.kept;
         started.map(|()| kept)
+    }
+
+    /// What to know of the replicas of a pg that was set back: they went on to where it will not come again.
+    pub(super) fn left_behind(&self, name: &BranchName) -> Option<String> {
+        let replicas = self.followers(name);
+        let list: Vec<&str> = replicas.iter().map(BranchName::as_str).collect();
+        (!list.is_empty()).then(|| {
+            let list = list.join(", ");
+            format!("{list} can't follow {name} back: destroy what followed it and add new replicas")
+        })
     }
 
     /// Adds a hot standby on a copy-on-write branch of the pg as it is now.
@@ -137,9 +140,13 @@ impl Service {
                 Ok(programs.clone())
             })
         })?;
-        self.locks.with(&name, || self.start_pg(&name, job))?;
+        self.locks.with(&name, || self.start_new(&name, None, job))?;
         let pg = self.pg(&name)?;
-        Ok(Acted { pg, kept: None })
+        Ok(Acted {
+            pg,
+            kept: None,
+            warning: None,
+        })
     }
 }
 

@@ -21,6 +21,7 @@ pub mod jobs;
 mod locks;
 mod log;
 mod memory;
+mod metrics;
 mod mounts;
 mod pgs;
 mod serve;
@@ -28,6 +29,8 @@ mod snapshots;
 mod startup;
 mod storages;
 mod table;
+mod tcp;
+pub mod token;
 
 use std::path::Path;
 use std::process;
@@ -37,7 +40,7 @@ use jiff::Timestamp;
 use pageserver::Store;
 use tokio::sync::watch;
 
-use crate::api::status::{self, Process, Status};
+use crate::api::status::{self, Http, Process, Status};
 use crate::api::storages::{NewStorage, Storage, StorageName};
 use crate::error::{Error, Result};
 use crate::store_dir;
@@ -45,9 +48,11 @@ use gate::Gate;
 use jobs::Jobs;
 use locks::BranchLocks;
 use memory::Memory;
+use metrics::Requests;
 use mounts::log_failure;
 use storages::Storages;
 use table::Table;
+pub use tcp::asked as asked_to_listen;
 
 /// Everything that requests work on.
 pub struct Service {
@@ -55,6 +60,9 @@ pub struct Service {
     memory: Arc<Memory>,
     table: Table,
     pub jobs: Jobs,
+    pub requests: Requests,
+    /// Whether and where it listens on TCP.
+    http: Http,
     locks: BranchLocks,
     gate: Gate,
     /// Held while something that must be nobody else's is chosen: a port.
@@ -65,14 +73,14 @@ pub struct Service {
 }
 
 /// Runs the service of a store in the foreground until it is stopped.
-pub fn run(dir: &Path) -> Result<()> {
-    startup::start(dir)?.serve()
+pub fn run(dir: &Path, listen: Option<&str>) -> Result<()> {
+    startup::start(dir, listen)?.serve()
 }
 
 /// The same in the background, for a starter that listens on stdout.
-pub fn run_spawned(dir: &Path) -> Result<()> {
+pub fn run_spawned(dir: &Path, listen: Option<&str>) -> Result<()> {
     startup::leave_session();
-    match startup::start(dir) {
+    match startup::start(dir, listen) {
         Ok(running) => {
             startup::tell(&Ok(()));
             running.serve()
@@ -85,13 +93,15 @@ pub fn run_spawned(dir: &Path) -> Result<()> {
 }
 
 impl Service {
-    fn new(store: Arc<Store>) -> Result<Service> {
+    fn new(store: Arc<Store>, http: Http) -> Result<Service> {
         let memory = Arc::new(Memory::load(&store.dir().join(store_dir::STATE))?);
         Ok(Service {
             table: Table::new(memory.clone()),
             storages: Storages::open(store, memory.clone()),
             memory,
             jobs: Jobs::default(),
+            requests: Requests::default(),
+            http,
             locks: BranchLocks::default(),
             gate: Gate::default(),
             choosing: Mutex::default(),
@@ -108,6 +118,7 @@ impl Service {
                 version: env!("CARGO_PKG_VERSION").into(),
                 started: self.started,
             },
+            http: self.http.clone(),
             branches: self.branches().len(),
             snapshots: self.snapshots(None)?.len(),
             mounts: self.mounts()?,

@@ -23,7 +23,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::problem::Problem;
-use super::{Answer, Named, blocking};
+use super::{Answer, Named, blocking, schema};
 use crate::error::{Error, Result};
 use crate::service::{Service, jobs};
 
@@ -140,7 +140,7 @@ async fn show(Shared(service): Shared<Arc<Service>>, Named(Id(id)): Named<Id>) -
 #[utoipa::path(
     get, path = "/jobs/{id}/events",
     params(("id" = u64, Path)),
-    responses((status = 200, body = String, content_type = "text/event-stream"))
+    responses((status = 200, body = schema::JobEvent, content_type = "text/event-stream"))
 )]
 async fn events(
     Shared(service): Shared<Arc<Service>>,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 use axum::{Json, Router, routing::get};
 use utoipa::openapi::path::{Operation, PathItem};
-use utoipa::openapi::schema::Components;
+use utoipa::openapi::schema::{AdditionalProperties, Components};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Info, OpenApi, Ref, RefOr, Response, ResponseBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
@@ -53,6 +53,7 @@ fn add_components(components: &mut Components) {
     let mut schemas: Vec<(String, RefOr<Schema>)> = vec![(Problem::name().into(), Problem::schema())];
     Problem::schemas(&mut schemas);
     components.schemas.extend(schemas);
+    components.schemas.values_mut().for_each(close_variants);
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some("What is in the file `api.token` of the store."));
@@ -62,6 +63,19 @@ fn add_components(components: &mut Components) {
         .iter()
         .map(|(status, _, title)| (name_of(*status), problem(title)));
     components.responses.extend(responses);
+}
+
+/// The alternatives of what is read refuse unknown fields, which their derivation doesn't say.
+fn close_variants(schema: &mut RefOr<Schema>) {
+    let RefOr::T(Schema::OneOf(alternatives)) = schema else {
+        return;
+    };
+    for alternative in &mut alternatives.items {
+        if let RefOr::T(Schema::Object(object)) = alternative {
+            let closed = Box::new(AdditionalProperties::FreeForm(false));
+            object.additional_properties.get_or_insert(closed);
+        }
+    }
 }
 
 fn problem(title: &str) -> RefOr<Response> {
@@ -87,7 +101,10 @@ fn complete_operation(path: &str, changes: bool, operation: &mut Operation) {
     let resource = path.split('/').nth(1).unwrap_or_default();
     operation.tags = Some(vec![resource.into()]);
     // Handlers of different resources have the same names.
-    operation.operation_id = operation.operation_id.take().map(|id| format!("{resource}_{id}"));
+    operation.operation_id = operation.operation_id.take().map(|id| match id == resource {
+        true => id,
+        false => format!("{resource}_{id}"),
+    });
     if PUBLIC.contains(&path) {
         operation.security = Some(vec![]);
     }

@@ -1,5 +1,5 @@
-//! How names look in the description of the interface. The page store's types know nothing of it, so these stand in
-//! for them; a name that fits its pattern is one that can be, save that `HEAD` and `CURRENT` are the store's own.
+//! How what isn't a type of the interface's own looks in its description. The page store's names know nothing of it, so
+//! these stand in for them; a name that fits its pattern is one that can be, save that `HEAD` and `CURRENT` are the store's own.
 
 use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::openapi::{Ref, RefOr};
@@ -19,6 +19,9 @@ pub enum SnapshotName {}
 
 /// Stands in for an absolute path.
 pub enum Path {}
+
+/// Stands in for one of the events that a job's `events` sends.
+pub enum JobEvent {}
 
 const NAME: &str = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}";
 
@@ -58,11 +61,7 @@ impl PartialSchema for SnapshotName {
 
 impl PartialSchema for Path {
     fn schema() -> RefOr<Schema> {
-        text(
-            "/[^\\0]*".into(),
-            "An absolute path on the service's machine.",
-            "/srv/data",
-        )
+        text("/.*".into(), "An absolute path on the service's machine.", "/srv/data")
     }
 }
 
@@ -70,6 +69,21 @@ impl PartialSchema for ViewName {
     fn schema() -> RefOr<Schema> {
         let what = "What can be mounted: a branch, or a snapshot of it.";
         text(format!("{NAME}(@{TAG})?"), what, "main@before")
+    }
+}
+
+impl PartialSchema for JobEvent {
+    fn schema() -> RefOr<Schema> {
+        let kinds = ObjectBuilder::new().schema_type(Type::String);
+        ObjectBuilder::new()
+            .property("event", kinds.enum_values(Some(["step", "done", "failed"])))
+            .property("data", ObjectBuilder::new().schema_type(Type::String))
+            .required("event")
+            .required("data")
+            .description(Some(
+                "A step as a sentence; at the end as JSON the result, or the problem.",
+            ))
+            .into()
     }
 }
 
@@ -99,6 +113,7 @@ impl ToSchema for At {
     }
 }
 
+impl ToSchema for JobEvent {}
 impl ToSchema for Name {}
 impl ToSchema for Path {}
 impl ToSchema for Tag {}

@@ -246,13 +246,17 @@ fn a_request_that_is_not_understood_is_a_problem_and_changes_nothing() {
     let sandbox = Sandbox::new("rest");
     sandbox.ok(&["start"]);
     let post = |path: &str, body: &str| {
-        let head = "Host: x\r\nConnection: close\r\nContent-Type: application/json";
+        let head = "Host: localhost\r\nConnection: close\r\nContent-Type: application/json";
         sandbox.raw(&format!(
             "POST {path} HTTP/1.1\r\n{head}\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         ))
     };
-    let get = |path: &str| sandbox.raw(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    let get = |path: &str| {
+        sandbox.raw(&format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        ))
+    };
     let bodies = [
         "",
         "{",

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::Json;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{Method, header};
 use axum::middleware::Next;
@@ -27,7 +28,7 @@ pub fn routes() -> OpenApiRouter<Arc<Service>> {
     responses((status = 200, body = String, content_type = "text/plain"))
 )]
 async fn metrics(State(service): State<Arc<Service>>) -> Result<Response> {
-    let text = blocking(move || service.metrics()).await?;
+    let Json(text) = blocking(move || service.metrics()).await?;
     Ok(([(header::CONTENT_TYPE, TEXT)], text).into_response())
 }
 

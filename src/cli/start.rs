@@ -27,11 +27,9 @@ impl Start {
         if self.spawned {
             return service::run_spawned(&dir, self.listen.as_deref());
         }
+        service::asked_to_listen(self.listen.as_deref())?;
         if self.foreground {
             return service::run(&dir, self.listen.as_deref());
-        }
-        if let Some(listen) = &self.listen {
-            service::asked_to_listen(Some(listen))?;
         }
         let status = launch::client_listening(&dir, self.listen.clone())?.status()?;
         refuse_elsewhere(self.listen, &status.http)?;

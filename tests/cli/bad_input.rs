@@ -274,7 +274,7 @@ fn a_request_that_is_not_understood_is_a_problem_and_changes_nothing() {
     }
     let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(100_000));
     for (status, answer) in [
-        (400, post("/branches", &long)),
+        (413, post("/branches", &long)),
         (400, post("/stop", "{}")),
         (
             400,
@@ -283,7 +283,7 @@ fn a_request_that_is_not_understood_is_a_problem_and_changes_nothing() {
         (400, get("/snapshots?branch=%2F")),
         (400, get("/snapshots?other=1")),
         (400, get("/branches/%2e%2e")),
-        (400, get("/stop")),
+        (405, get("/stop")),
         (404, get("/branches/none")),
         (404, get("/none")),
     ] {

@@ -187,7 +187,11 @@ impl Context {
     }
 
     fn client_of(&self, store: &Path) -> Result<Client> {
-        Ok(launch::client(store)?.verbose(self.verbose))
+        Ok(self.verbosely(launch::client(store)?))
+    }
+
+    fn verbosely(&self, client: Client) -> Client {
+        client.verbose(self.verbose)
     }
 
     /// The store's service as it is, running or not.

@@ -46,7 +46,7 @@ pub struct Client {
 }
 
 /// What brings a store's service up.
-pub type Start = fn(&Path) -> Result<()>;
+pub type Start = Box<dyn Fn(&Path) -> Result<()>>;
 
 /// How long requests are sent again while services end before they take them.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -241,7 +241,9 @@ impl Client {
 
     fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
         let answer = self.exchange(&Asked { method, path, body })?;
-        serde_json::from_slice(&answer).map_err(|error| self.broken(&error))
+        // What has nothing to tell answers with nothing.
+        let answer: &[u8] = if answer.is_empty() { b"null" } else { &answer };
+        serde_json::from_slice(answer).map_err(|error| self.broken(&error))
     }
 
     /// Has work done as a job, and tells the steps while it goes on.
@@ -288,7 +290,7 @@ impl Client {
         loop {
             let mut whole = Vec::new();
             let mut keep = |part: &[u8]| whole.extend_from_slice(part);
-            match (self.exchange_once(asked, &mut keep), self.start) {
+            match (self.exchange_once(asked, &mut keep), &self.start) {
                 (Err(error), Some(start)) if error.kind == Kind::NoService && Instant::now() < deadline => {
                     start(&self.store)?;
                 }

@@ -50,13 +50,18 @@ impl From<Down> for Error {
 
 /// The service of the store, started when a request finds none.
 pub fn client(store: &Path) -> Result<Client> {
-    Client::starting(store, start)
+    client_listening(store, None)
+}
+
+/// As [`client`]; a service that is started listens there.
+pub fn client_listening(store: &Path, listen: Option<String>) -> Result<Client> {
+    Client::starting(store, Box::new(move |store| start(store, listen.as_deref())))
 }
 
 /// Starts the service. Where another one holds the store, that one is about to answer or to end.
-fn start(store: &Path) -> Result<()> {
+fn start(store: &Path, listen: Option<&str>) -> Result<()> {
     check_owner(store)?;
-    match spawn(store)? {
+    match spawn(store, listen)? {
         Ok(()) => Ok(()),
         Err(Down::Locked(_)) => {
             thread::sleep(PAUSE);
@@ -80,12 +85,13 @@ fn check_owner(store: &Path) -> Result<()> {
     )
 }
 
-fn spawn(store: &Path) -> Result<Report> {
+fn spawn(store: &Path, listen: Option<&str>) -> Result<Report> {
     let program = env::current_exe().map_err(Error::io("find this program"))?;
     let child = Command::new(program)
         .arg("--store")
         .arg(store)
         .args(["start", "--spawned"])
+        .args(listen.map(|listen| format!("--listen={listen}")))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log_file(store)?)

@@ -16,7 +16,7 @@ use crate::api::branches::{Branch, CheckedOut};
 use crate::api::mounts::Mount;
 use crate::api::pgs::{Acted, LogText, Pg, PgDetails};
 use crate::api::snapshots::{Postgres, Snapshot};
-use crate::api::status::Status;
+use crate::api::status::{Http, Status};
 use crate::api::storages::Storage;
 use crate::error::{Error, Result};
 use crate::postgres::server;
@@ -412,6 +412,14 @@ impl Show for Mount {
     }
 }
 
+fn http(http: &Http) -> String {
+    match (&http.address, &http.error) {
+        (Some(address), _) => format!("http://{address}"),
+        (None, Some(error)) => format!("not available: {error}"),
+        (None, None) => http.listen.clone(),
+    }
+}
+
 impl Show for Status {
     fn text(&self) -> String {
         let service = &self.service;
@@ -430,6 +438,7 @@ impl Show for Status {
             format!("store     {}", self.store.dir.display()),
             format!("disk      {free}"),
             format!("service   {process}"),
+            format!("http      {}", http(&self.http)),
             format!("branches  {}", self.branches),
             format!("snapshots {}", self.snapshots),
         ];

@@ -21,6 +21,7 @@ pub mod jobs;
 mod locks;
 mod log;
 mod memory;
+mod metrics;
 mod mounts;
 mod peeks;
 mod pgs;
@@ -29,6 +30,8 @@ mod snapshots;
 mod startup;
 mod storages;
 mod table;
+mod tcp;
+pub mod token;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -39,7 +42,7 @@ use jiff::Timestamp;
 use pageserver::Store;
 use tokio::sync::watch;
 
-use crate::api::status::{self, Process, Status};
+use crate::api::status::{self, Http, Process, Status};
 use crate::api::storages::{NewStorage, Storage, StorageName};
 use crate::error::{Error, Result};
 use crate::store_dir;
@@ -47,10 +50,12 @@ use gate::Gate;
 use jobs::Jobs;
 use locks::BranchLocks;
 use memory::Memory;
+use metrics::Requests;
 use mounts::log_failure;
 use peeks::Peeks;
 use storages::Storages;
 use table::Table;
+pub use tcp::asked as asked_to_listen;
 
 /// Everything that requests work on.
 pub struct Service {
@@ -59,6 +64,9 @@ pub struct Service {
     table: Table,
     pub jobs: Jobs,
     peeks: Peeks,
+    pub requests: Requests,
+    /// Whether and where it listens on TCP.
+    http: Http,
     locks: BranchLocks,
     gate: Gate,
     /// Ports of temporary servers. Locked while a port is chosen, so that two don't choose the same.
@@ -69,14 +77,14 @@ pub struct Service {
 }
 
 /// Runs the service of a store in the foreground until it is stopped.
-pub fn run(dir: &Path) -> Result<()> {
-    startup::start(dir)?.serve()
+pub fn run(dir: &Path, listen: Option<&str>) -> Result<()> {
+    startup::start(dir, listen)?.serve()
 }
 
 /// The same in the background, for a starter that listens on stdout.
-pub fn run_spawned(dir: &Path) -> Result<()> {
+pub fn run_spawned(dir: &Path, listen: Option<&str>) -> Result<()> {
     startup::leave_session();
-    match startup::start(dir) {
+    match startup::start(dir, listen) {
         Ok(running) => {
             startup::tell(&Ok(()));
             running.serve()
@@ -89,7 +97,7 @@ pub fn run_spawned(dir: &Path) -> Result<()> {
 }
 
 impl Service {
-    fn new(store: Arc<Store>) -> Result<Service> {
+    fn new(store: Arc<Store>, http: Http) -> Result<Service> {
         let memory = Arc::new(Memory::load(&store.dir().join(store_dir::STATE))?);
         Ok(Service {
             table: Table::new(memory.clone()),
@@ -97,6 +105,8 @@ impl Service {
             memory,
             jobs: Jobs::default(),
             peeks: Peeks::default(),
+            requests: Requests::default(),
+            http,
             locks: BranchLocks::default(),
             gate: Gate::default(),
             ports: Mutex::default(),
@@ -113,6 +123,7 @@ impl Service {
                 version: env!("CARGO_PKG_VERSION").into(),
                 started: self.started,
             },
+            http: self.http.clone(),
             branches: self.branches().len(),
             snapshots: self.snapshots(None)?.len(),
             mounts: self.mounts()?,

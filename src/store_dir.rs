@@ -31,6 +31,9 @@ pub const PID: &str = "service.pid";
 /// What the service remembers: mounts that a start establishes again, pgs, storages.
 pub const STATE: &str = "state.json";
 
+/// The secret that requests on TCP carry.
+pub const TOKEN: &str = "api.token";
+
 /// The logs of the pgs' servers.
 pub const PG_LOGS: &str = "pgs";
 

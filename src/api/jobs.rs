@@ -5,29 +5,32 @@
 //! a sentence, and at the end `done` with the result or `failed` with a problem.
 
 use std::convert::Infallible;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use axum::extract::{Path, State as Shared};
+use axum::Json;
+use axum::extract::State as Shared;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::response::{IntoResponse, NoContent, Response};
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::problem::Problem;
-use super::{Answer, blocking};
+use super::{Answer, Named, blocking, schema};
 use crate::error::{Error, Result};
 use crate::service::{Service, jobs};
 
 /// What asks for a job instead of its result.
 pub const RESPOND_ASYNC: &str = "respond-async";
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Job {
     pub id: u64,
     pub what: String,
@@ -42,7 +45,7 @@ pub struct Job {
     pub error: Option<Problem>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     Running,
@@ -50,20 +53,42 @@ pub enum State {
     Failed,
 }
 
-pub fn routes() -> Router<Arc<Service>> {
-    Router::new()
-        .route("/jobs", get(list))
-        .route("/jobs/{id}", get(show))
-        .route("/jobs/{id}/events", get(events))
+pub fn routes() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(show))
+        .routes(routes!(events))
 }
 
-/// Does work as a job and answers as the caller prefers.
-pub async fn as_job<T, F>(service: Arc<Service>, headers: &HeaderMap, what: String, work: F) -> Result<Response>
+/// Which job is meant.
+struct Id(u64);
+
+impl FromStr for Id {
+    type Err = Error;
+
+    fn from_str(id: &str) -> Result<Id> {
+        let number = id.parse();
+        number
+            .map(Id)
+            .map_err(|_| Error::usage(format!("{id:?} is no number of a job")))
+    }
+}
+
+/// What is to be done as a job.
+pub struct Task {
+    /// What people are told that it is.
+    pub what: String,
+    /// What its result is answered with.
+    pub status: StatusCode,
+}
+
+/// Does work as a job and answers as the caller prefers. What has no result answers with 204.
+pub async fn as_job<T, F>(service: Arc<Service>, headers: &HeaderMap, task: Task, work: F) -> Result<Response>
 where
     T: Serialize + Send + 'static,
     F: FnOnce(&Arc<Service>, &jobs::Job) -> Result<T> + Send + 'static,
 {
-    let job = service.jobs.begin(what);
+    let job = service.jobs.begin(task.what);
     let done = {
         let job = job.clone();
         tokio::task::spawn_blocking(move || {
@@ -76,7 +101,13 @@ where
         return Ok((StatusCode::ACCEPTED, Json(job.now())).into_response());
     }
     match done.await {
-        Ok(outcome) => Ok(Json(outcome?).into_response()),
+        Ok(outcome) => {
+            let result = outcome?;
+            Ok(match task.status {
+                StatusCode::NO_CONTENT => NoContent.into_response(),
+                status => (status, Json(result)).into_response(),
+            })
+        }
         Err(died) => Err(Error::failure(format!("the service failed to answer: {died}"))),
     }
 }
@@ -89,26 +120,33 @@ fn prefers_async(headers: &HeaderMap) -> bool {
         .any(|value| value.split(',').any(|part| part.trim() == RESPOND_ASYNC))
 }
 
+/// The jobs that run, and the last ones that ended.
+#[utoipa::path(get, path = "/jobs", responses((status = 200, body = Vec<Job>)))]
 async fn list(Shared(service): Shared<Arc<Service>>) -> Answer<Vec<Job>> {
     blocking(move || Ok(service.jobs.list())).await
 }
 
-async fn show(Shared(service): Shared<Arc<Service>>, Path(id): Path<String>) -> Answer<Job> {
-    blocking(move || Ok(found(&service, &id)?.now())).await
+/// One job.
+#[utoipa::path(
+    get, path = "/jobs/{id}",
+    params(("id" = u64, Path)),
+    responses((status = 200, body = Job))
+)]
+async fn show(Shared(service): Shared<Arc<Service>>, Named(Id(id)): Named<Id>) -> Answer<Job> {
+    blocking(move || Ok(service.jobs.get(id)?.now())).await
 }
 
-fn found(service: &Service, id: &str) -> Result<Arc<jobs::Job>> {
-    let number = id
-        .parse()
-        .map_err(|_| Error::usage(format!("{id:?} is no number of a job")))?;
-    service.jobs.get(number)
-}
-
+/// The steps of a job as they are done: events `step`, and at the end `done` or `failed`.
+#[utoipa::path(
+    get, path = "/jobs/{id}/events",
+    params(("id" = u64, Path)),
+    responses((status = 200, body = schema::JobEvent, content_type = "text/event-stream"))
+)]
 async fn events(
     Shared(service): Shared<Arc<Service>>,
-    Path(id): Path<String>,
+    Named(Id(id)): Named<Id>,
 ) -> Result<Sse<impl Stream<Item = std::result::Result<Event, Infallible>>>> {
-    let told = Told::new(found(&service, &id)?);
+    let told = Told::new(service.jobs.get(id)?);
     Ok(Sse::new(unfold(told, Told::next)).keep_alive(KeepAlive::default()))
 }
 

@@ -6,48 +6,56 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::{Body as Stream, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
 use futures_util::stream::unfold;
 use pageserver::SnapshotName;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::Body;
+use super::{Body, Named, schema};
 use crate::error::{Error, Result};
 use crate::service::Service;
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewPeek {
     /// Directories to look for Postgres' programs in before the usual ones.
     #[serde(default)]
+    #[schema(value_type = Vec<schema::Path>)]
     pub pg_bins: Vec<PathBuf>,
 }
 
 /// A server that is there for the time being.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Peek {
     /// For libpq.
     pub conninfo: String,
+    #[schema(value_type = String)]
     pub psql: PathBuf,
     /// The user that the server runs as, whom it lets in.
     pub user: String,
 }
 
-pub fn routes() -> Router<Arc<Service>> {
-    Router::new().route("/snapshots/{name}/peeks", post(create))
+pub fn routes() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::new().routes(routes!(create))
 }
 
+/// Opens a temporary read-only server over a snapshot, for as long as the connection stays.
+#[utoipa::path(
+    post, path = "/snapshots/{name}/peeks",
+    params(("name" = schema::SnapshotName, Path)),
+    responses((status = 200, body = Peek, content_type = "application/x-ndjson"))
+)]
 async fn create(
     State(service): State<Arc<Service>>,
-    Path(name): Path<String>,
+    Named(name): Named<SnapshotName>,
     Body(new): Body<NewPeek>,
 ) -> Result<Response> {
-    let name: SnapshotName = name.parse()?;
     let opened = tokio::task::spawn_blocking(move || service.open_peek(&name, &new));
     let opened = opened
         .await

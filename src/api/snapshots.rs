@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::{Path, State};
-use axum::routing::get;
+use axum::extract::State;
 use jiff::Timestamp;
 use pageserver::{BranchName, PgInfo, SnapshotInfo, SnapshotName, Tag};
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::{Answer, Asked, Body, Destroying, blocking};
+use super::{Answer, Asked, Body, Destroying, Done, Made, Named, blocking, done, made, schema};
 use crate::service::Service;
 use crate::time::timestamp;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Snapshot {
+    #[schema(value_type = schema::SnapshotName)]
     pub name: SnapshotName,
     pub created: Timestamp,
     /// What `pg_control` told, where the snapshot holds a cluster.
@@ -31,7 +33,7 @@ pub struct Snapshot {
     pub wal_to_replay: Option<u64>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Postgres {
     /// The major version, as in `PG_VERSION`.
     pub version: String,
@@ -43,9 +45,10 @@ pub struct Postgres {
     pub running: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewSnapshot {
+    #[schema(value_type = schema::SnapshotName)]
     pub name: SnapshotName,
     /// Have the pg's Postgres write a checkpoint first, so that views of the snapshot start without replay.
     #[serde(default)]
@@ -58,15 +61,17 @@ pub struct NewSnapshot {
 }
 
 /// What to change; what isn't given stays.
-#[derive(Clone, Default, Debug, Serialize, Deserialize)]
+#[derive(Clone, Default, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotChange {
     #[serde(default)]
+    #[schema(value_type = Option<schema::Tag>)]
     pub tag: Option<Tag>,
     #[serde(default)]
     pub protected: Option<bool>,
     /// `null` lets it stay.
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Timestamp>)]
     pub expires: Option<Option<Timestamp>>,
 }
 
@@ -76,9 +81,11 @@ fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> std
 }
 
 /// Which snapshots to list; all when no branch is given.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
+    #[param(value_type = Option<schema::Name>)]
     pub branch: Option<BranchName>,
 }
 
@@ -114,40 +121,63 @@ pub fn lsn(position: u64) -> String {
     format!("{:X}/{:X}", position >> 32, position & 0xFFFF_FFFF)
 }
 
-pub fn routes() -> Router<Arc<Service>> {
-    Router::new()
-        .route("/snapshots", get(list).post(create))
-        .route("/snapshots/{name}", get(show).patch(change).delete(destroy))
+pub fn routes() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(show, change, destroy))
 }
 
+/// The snapshots of a branch, or of all.
+#[utoipa::path(get, path = "/snapshots", params(Filter), responses((status = 200, body = Vec<Snapshot>)))]
 async fn list(State(service): State<Arc<Service>>, Asked(filter): Asked<Filter>) -> Answer<Vec<Snapshot>> {
     blocking(move || service.snapshots(filter.branch.as_ref())).await
 }
 
-async fn show(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Answer<Snapshot> {
-    blocking(move || service.snapshot(&name.parse()?)).await
+/// One snapshot.
+#[utoipa::path(
+    get, path = "/snapshots/{name}",
+    params(("name" = schema::SnapshotName, Path)),
+    responses((status = 200, body = Snapshot))
+)]
+async fn show(State(service): State<Arc<Service>>, Named(name): Named<SnapshotName>) -> Answer<Snapshot> {
+    blocking(move || service.snapshot(&name)).await
 }
 
-async fn create(State(service): State<Arc<Service>>, Body(new): Body<NewSnapshot>) -> Answer<Snapshot> {
-    blocking(move || service.create_snapshot(&new)).await
+/// Takes a snapshot.
+#[utoipa::path(post, path = "/snapshots", request_body = NewSnapshot, responses((status = 201, body = Snapshot)))]
+async fn create(State(service): State<Arc<Service>>, Body(new): Body<NewSnapshot>) -> Made<Snapshot> {
+    made(move || service.create_snapshot(&new)).await
 }
 
+/// Gives a snapshot another tag, protects it, or says when it goes.
+#[utoipa::path(
+    patch, path = "/snapshots/{name}",
+    params(("name" = schema::SnapshotName, Path)),
+    request_body = SnapshotChange,
+    responses((status = 200, body = Snapshot))
+)]
 async fn change(
     State(service): State<Arc<Service>>,
-    Path(name): Path<String>,
+    Named(name): Named<SnapshotName>,
     Body(change): Body<SnapshotChange>,
 ) -> Answer<Snapshot> {
-    blocking(move || service.change_snapshot(&name.parse()?, &change)).await
+    blocking(move || service.change_snapshot(&name, &change)).await
 }
 
+/// Destroys a snapshot.
+#[utoipa::path(
+    delete, path = "/snapshots/{name}",
+    params(("name" = schema::SnapshotName, Path), Destroying),
+    responses((status = 204))
+)]
 async fn destroy(
     State(service): State<Arc<Service>>,
-    Path(name): Path<String>,
+    Named(name): Named<SnapshotName>,
     Asked(how): Asked<Destroying>,
-) -> Answer<()> {
-    blocking(move || match how.dry_run {
-        true => service.check_snapshot_destroyable(&name.parse()?),
-        false => service.destroy_snapshot(&name.parse()?),
+) -> Done {
+    done(move || match how.dry_run {
+        true => service.check_snapshot_destroyable(&name),
+        false => service.destroy_snapshot(&name),
     })
     .await
 }

@@ -6,13 +6,14 @@ use std::path::{Path as FsPath, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::{Path, State};
-use axum::routing::get;
+use axum::extract::State;
 use pageserver::{BranchName, Store};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::{Answer, Asked, Body, Destroying, blocking};
+use super::{Answer, Asked, Body, Destroying, Done, Made, Named, blocking, done, made, schema};
 use crate::error::{Error, Result};
 use crate::service::Service;
 
@@ -22,7 +23,7 @@ use crate::service::Service;
 pub struct StorageName(BranchName);
 
 /// What kind of thing holds the data.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StorageKind {
     /// A page store: on a path of this machine, or on another zenith server
@@ -32,19 +33,20 @@ pub enum StorageKind {
 }
 
 /// Settings of a storage, `key=value`.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct Options(BTreeMap<String, String>);
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewStorage {
     pub kind: StorageKind,
     pub options: Options,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Storage {
+    #[schema(value_type = schema::Name)]
     pub name: StorageName,
     /// Bytes that its branches and snapshots hold.
     pub used: u64,
@@ -52,6 +54,7 @@ pub struct Storage {
     #[serde(rename = "type")]
     pub kind: String,
     pub options: Options,
+    #[schema(value_type = schema::Path)]
     pub path: PathBuf,
     pub branches: usize,
     /// Bytes that its filesystem can still take.
@@ -194,36 +197,57 @@ impl Storage {
     }
 }
 
-pub fn routes() -> Router<Arc<Service>> {
-    Router::new()
-        .route("/storages", get(list))
-        .route("/storages/{name}", get(show).put(attach).delete(detach))
+pub fn routes() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(show, attach, detach))
 }
 
+/// All storages.
+#[utoipa::path(get, path = "/storages", responses((status = 200, body = Vec<Storage>)))]
 async fn list(State(service): State<Arc<Service>>) -> Answer<Vec<Storage>> {
     blocking(move || service.storages()).await
 }
 
-async fn show(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Answer<Storage> {
-    blocking(move || service.storage(&name.parse()?)).await
+/// One storage.
+#[utoipa::path(
+    get, path = "/storages/{name}",
+    params(("name" = schema::Name, Path)),
+    responses((status = 200, body = Storage))
+)]
+async fn show(State(service): State<Arc<Service>>, Named(name): Named<StorageName>) -> Answer<Storage> {
+    blocking(move || service.storage(&name)).await
 }
 
+/// Attaches a storage; one that isn't there yet is made.
+#[utoipa::path(
+    put, path = "/storages/{name}",
+    params(("name" = schema::Name, Path)),
+    request_body = NewStorage,
+    responses((status = 201, body = Storage))
+)]
 async fn attach(
     State(service): State<Arc<Service>>,
-    Path(name): Path<String>,
+    Named(name): Named<StorageName>,
     Body(new): Body<NewStorage>,
-) -> Answer<Storage> {
-    blocking(move || service.attach_storage(&name.parse()?, &new)).await
+) -> Made<Storage> {
+    made(move || service.attach_storage(&name, &new)).await
 }
 
+/// Lets go of a storage; what is in it stays there.
+#[utoipa::path(
+    delete, path = "/storages/{name}",
+    params(("name" = schema::Name, Path), Destroying),
+    responses((status = 204))
+)]
 async fn detach(
     State(service): State<Arc<Service>>,
-    Path(name): Path<String>,
+    Named(name): Named<StorageName>,
     Asked(how): Asked<Destroying>,
-) -> Answer<()> {
-    blocking(move || match how.dry_run {
-        true => service.check_storage_detachable(&name.parse()?),
-        false => service.detach_storage(&name.parse()?),
+) -> Done {
+    done(move || match how.dry_run {
+        true => service.check_storage_detachable(&name),
+        false => service.detach_storage(&name),
     })
     .await
 }

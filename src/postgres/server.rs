@@ -36,7 +36,8 @@ const LOG_MAX: u64 = 16 << 20;
 const SOCKET_DIRS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// How a server stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = ServerStatus)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
     Stopped,
@@ -46,7 +47,7 @@ pub enum Status {
 }
 
 /// How to stop a server: wait for its clients, end them, or as if the power went.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize, clap::ValueEnum, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StopMode {
     /// Wait until all clients have gone

@@ -1,17 +1,20 @@
 //! Serving requests until the service is stopped, by a request or by a signal.
 
 use std::future::IntoFuture;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::Service;
 use super::startup::{PidFile, Socket};
-use crate::api;
+use super::tcp::Tcp;
+use crate::api::{self, guard::Guard};
 use crate::error::{Error, Result};
 
 /// How long answers under way may take once the service is stopping.
@@ -26,6 +29,7 @@ const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// A service that has come up.
 pub struct Running {
     pub socket: Socket,
+    pub tcp: Option<Tcp>,
     pub runtime: Runtime,
     pub service: Arc<Service>,
     pub pid: PidFile,
@@ -35,11 +39,12 @@ impl Running {
     pub fn serve(self) -> Result<()> {
         let Running {
             socket,
+            tcp,
             runtime,
             service,
             pid,
         } = self;
-        let served = runtime.block_on(serve(&socket, service.clone()));
+        let served = runtime.block_on(serve(&socket, tcp, service.clone()));
         // The process file's lock goes last: `zenith stop` waits for it.
         drop((socket, runtime, service));
         drop(pid);
@@ -48,9 +53,7 @@ impl Running {
     }
 }
 
-async fn serve(socket: &Socket, service: Arc<Service>) -> Result<()> {
-    let listener = socket.listener().and_then(UnixListener::from_std);
-    let listener = listener.map_err(Error::io("listen"))?;
+async fn serve(socket: &Socket, tcp: Option<Tcp>, service: Arc<Service>) -> Result<()> {
     let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
     for kind in [interrupt, terminate] {
         let signals = signal(kind).map_err(Error::io("listen for signals"))?;
@@ -58,17 +61,18 @@ async fn serve(socket: &Socket, service: Arc<Service>) -> Result<()> {
     }
     tokio::spawn(tidy(service.clone()));
     let stopped = service.stopped.subscribe();
-    let (closing, close) = oneshot::channel();
-    let server = axum::serve(listener, api::router(service)).with_graceful_shutdown(closed(close));
-    let served = tokio::spawn(server.into_future());
+    let (closing, close) = watch::channel(());
+    let servers = servers(socket, tcp, &service, close).map_err(Error::io("listen"))?;
     until_stopped(stopped).await;
     // Who has connected before is told that the service is stopping, and may ask the next one.
     socket.hide();
     tokio::time::sleep(LAST_CALL).await;
     drop(closing);
-    match tokio::time::timeout(GRACE, served).await {
-        Ok(Ok(served)) => served.map_err(Error::io("serve requests")),
-        Ok(Err(died)) => Err(Error::failure(format!("serving requests ended: {died}"))),
+    match tokio::time::timeout(GRACE, servers.join_all()).await {
+        Ok(served) => served
+            .into_iter()
+            .collect::<io::Result<()>>()
+            .map_err(Error::io("serve requests")),
         Err(_) => {
             tracing::warn!("a client was still there after {GRACE:?}");
             Ok(())
@@ -76,9 +80,29 @@ async fn serve(socket: &Socket, service: Arc<Service>) -> Result<()> {
     }
 }
 
-async fn closed(close: oneshot::Receiver<()>) {
+/// One for each door; they go on until the other end of `close` is dropped.
+fn servers(
+    socket: &Socket,
+    tcp: Option<Tcp>,
+    service: &Arc<Service>,
+    close: watch::Receiver<()>,
+) -> io::Result<JoinSet<io::Result<()>>> {
+    let mut servers = JoinSet::new();
+    let listener = UnixListener::from_std(socket.listener()?)?;
+    let router = api::router(service.clone(), Guard::of_socket());
+    let server = axum::serve(listener, router).with_graceful_shutdown(closed(close.clone()));
+    servers.spawn(server.into_future());
+    if let Some(Tcp { listener, token }) = tcp {
+        let router = api::router(service.clone(), Guard::of_tcp(token));
+        let server = axum::serve(TcpListener::from_std(listener)?, router).with_graceful_shutdown(closed(close));
+        servers.spawn(server.into_future());
+    }
+    Ok(servers)
+}
+
+async fn closed(mut close: watch::Receiver<()>) {
     // Nothing is ever sent: the other end is dropped.
-    let _dropped = close.await.is_err();
+    let _dropped = close.changed().await.is_err();
 }
 
 /// Frees space while nobody waits for it, and ends a service whose store was deleted.

@@ -17,7 +17,7 @@ use pageserver::{Disk, Store};
 use tokio::runtime::{Builder, Runtime};
 
 use super::serve::Running;
-use super::{Service, log};
+use super::{Service, log, tcp};
 use crate::client::{socket_dir, socket_path};
 use crate::error::{Error, Result};
 use crate::launch::{Down, Report};
@@ -30,7 +30,7 @@ const WORKERS: usize = 2;
 const OPERATIONS_MAX: usize = 64;
 
 /// Brings the service up; the error is what a starter is told.
-pub fn start(dir: &Path) -> std::result::Result<Running, Down> {
+pub fn start(dir: &Path, listen: Option<&str>) -> std::result::Result<Running, Down> {
     let failed = |error: Error| Down::Failed(error.into());
     log::init().and_then(|()| settle()).map_err(failed)?;
     let disk = Disk::new().with_open_files_max(backing_files_max());
@@ -38,19 +38,21 @@ pub fn start(dir: &Path) -> std::result::Result<Running, Down> {
         pageserver::Error::Locked { .. } => Down::Locked(Error::from(error).into()),
         error => failed(error.into()),
     })?;
-    come_up(store).map_err(failed)
+    come_up(store, listen).map_err(failed)
 }
 
-fn come_up(store: Arc<Store>) -> Result<Running> {
+fn come_up(store: Arc<Store>, listen: Option<&str>) -> Result<Running> {
     let dir = store.dir().to_path_buf();
     let pid = PidFile::write(dir.join(store_dir::PID))?;
     if let Some(warning) = store.warning() {
         tracing::warn!("{warning}");
     }
-    let service = Arc::new(Service::new(store)?);
+    let (http, tcp) = tcp::open(listen, &dir)?;
+    let service = Arc::new(Service::new(store, http)?);
     service.recover()?;
     let running = Running {
         socket: Socket::bind(&dir)?,
+        tcp,
         runtime: runtime()?,
         service,
         pid,

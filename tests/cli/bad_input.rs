@@ -246,13 +246,17 @@ fn a_request_that_is_not_understood_is_a_problem_and_changes_nothing() {
     let sandbox = Sandbox::new("rest");
     sandbox.ok(&["start"]);
     let post = |path: &str, body: &str| {
-        let head = "Host: x\r\nConnection: close\r\nContent-Type: application/json";
+        let head = "Host: localhost\r\nConnection: close\r\nContent-Type: application/json";
         sandbox.raw(&format!(
             "POST {path} HTTP/1.1\r\n{head}\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         ))
     };
-    let get = |path: &str| sandbox.raw(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    let get = |path: &str| {
+        sandbox.raw(&format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        ))
+    };
     let bodies = [
         "",
         "{",
@@ -270,7 +274,7 @@ fn a_request_that_is_not_understood_is_a_problem_and_changes_nothing() {
     }
     let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(100_000));
     for (status, answer) in [
-        (400, post("/branches", &long)),
+        (413, post("/branches", &long)),
         (400, post("/stop", "{}")),
         (
             400,
@@ -279,7 +283,7 @@ fn a_request_that_is_not_understood_is_a_problem_and_changes_nothing() {
         (400, get("/snapshots?branch=%2F")),
         (400, get("/snapshots?other=1")),
         (400, get("/branches/%2e%2e")),
-        (400, get("/stop")),
+        (405, get("/stop")),
         (404, get("/branches/none")),
         (404, get("/none")),
     ] {

@@ -3,5 +3,6 @@
 mod bad_input;
 mod command_line;
 mod commands;
+mod rest;
 mod sandbox;
 mod service;

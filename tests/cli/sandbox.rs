@@ -60,6 +60,7 @@ impl Sandbox {
         command.args(arguments).current_dir(&self.dir);
         command
             .env("ZENITH_DIR", self.store())
+            .env("ZENITH_LISTEN", "none")
             .env_remove("ZENITH_LOG")
             .env_remove("ZENITH_PG_BIN");
         for colour in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {

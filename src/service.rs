@@ -16,6 +16,7 @@
 mod branches;
 mod cluster;
 mod detach;
+mod door;
 mod gate;
 pub mod jobs;
 mod locks;

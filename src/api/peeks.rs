@@ -42,7 +42,7 @@ pub struct Peek {
 }
 
 pub fn routes() -> OpenApiRouter<Arc<Service>> {
-    OpenApiRouter::new().routes(routes!(create))
+    OpenApiRouter::new().routes(routes!(peek))
 }
 
 /// Opens a temporary read-only server over a snapshot, for as long as the connection stays.
@@ -51,7 +51,7 @@ pub fn routes() -> OpenApiRouter<Arc<Service>> {
     params(("name" = schema::SnapshotName, Path)),
     responses((status = 200, body = Peek, content_type = "application/x-ndjson"))
 )]
-async fn create(
+async fn peek(
     State(service): State<Arc<Service>>,
     Named(name): Named<SnapshotName>,
     Body(new): Body<NewPeek>,
@@ -60,8 +60,8 @@ async fn create(
     let opened = opened
         .await
         .map_err(|died| Error::failure(format!("the service failed to answer: {died}")))?;
-    let (peek, guard) = opened?;
-    let line = serde_json::to_string(&peek).map_err(|error| Error::failure(error.to_string()))?;
+    let (opened, guard) = opened?;
+    let line = serde_json::to_string(&opened).map_err(|error| Error::failure(error.to_string()))?;
     let told = unfold((Some(line), guard), |(line, guard)| async {
         match line {
             Some(line) => {

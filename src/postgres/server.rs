@@ -254,8 +254,15 @@ pub fn free_port(taken: &[u16]) -> Result<u16> {
         .ok_or_else(|| Error::failure("there is no free port from 5432 on"))
 }
 
+/// Whether a start failed because somebody else was quicker to take the port. Two that start at once can each get half of it,
+/// TCP or the socket's lock, and both fail: then the port is free again, and only what they said tells.
+pub fn lost_port(port: u16, error: &Error) -> bool {
+    let said = |text: &str| error.message.contains(text);
+    !is_free(port) || said(&format!(".s.PGSQL.{port}.lock")) || said("Address already in use")
+}
+
 /// Postgres takes a port only when its socket file is free too.
-pub fn is_free(port: u16) -> bool {
+fn is_free(port: u16) -> bool {
     let has_socket = |dir: &&str| Path::new(dir).join(format!(".s.PGSQL.{port}.lock")).exists();
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() && !SOCKET_DIRS.iter().any(has_socket)
 }

@@ -134,7 +134,7 @@ impl Service {
                 }
                 Err(error) => {
                     self.ports().remove(&port);
-                    if server::is_free(port) || tries.next().is_none() {
+                    if !server::lost_port(port, &error) || tries.next().is_none() {
                         return Err(error);
                     }
                 }

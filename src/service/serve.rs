@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Service;
+use super::door::{Door, Guests};
 use super::startup::{PidFile, Socket};
 use super::tcp::Tcp;
 use crate::api::{self, guard::Guard};
@@ -20,8 +21,9 @@ use crate::error::{Error, Result};
 /// How long answers under way may take once the service is stopping.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How long those who found the socket just before it was hidden have to be taken in.
-const LAST_CALL: Duration = Duration::from_millis(100);
+/// How long nobody new must have come before the doors are closed for good. Who found the socket just before it was hidden
+/// may be slow to speak.
+const LAST_CALL: Duration = Duration::from_millis(20);
 
 /// How long the blocks of removed files may stay.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
@@ -62,11 +64,12 @@ async fn serve(socket: &Socket, tcp: Option<Tcp>, service: Arc<Service>) -> Resu
     tokio::spawn(tidy(service.clone()));
     let stopped = service.stopped.subscribe();
     let (closing, close) = watch::channel(());
-    let servers = servers(socket, tcp, &service, close).map_err(Error::io("listen"))?;
+    let guests = Guests::default();
+    let servers = servers(socket, tcp, &service, close, &guests).map_err(Error::io("listen"))?;
     until_stopped(stopped).await;
     // Who has connected before is told that the service is stopping, and may ask the next one.
     socket.hide();
-    tokio::time::sleep(LAST_CALL).await;
+    guests.gone(LAST_CALL, GRACE).await;
     drop(closing);
     match tokio::time::timeout(GRACE, servers.join_all()).await {
         Ok(served) => served
@@ -86,11 +89,16 @@ fn servers(
     tcp: Option<Tcp>,
     service: &Arc<Service>,
     close: watch::Receiver<()>,
+    guests: &Guests,
 ) -> io::Result<JoinSet<io::Result<()>>> {
     let mut servers = JoinSet::new();
     let listener = UnixListener::from_std(socket.listener()?)?;
     let router = api::router(service.clone(), Guard::of_socket());
-    let server = axum::serve(listener, router).with_graceful_shutdown(closed(close.clone()));
+    let door = Door {
+        listener,
+        guests: guests.clone(),
+    };
+    let server = axum::serve(door, router).with_graceful_shutdown(closed(close.clone()));
     servers.spawn(server.into_future());
     if let Some(Tcp { listener, token }) = tcp {
         let router = api::router(service.clone(), Guard::of_tcp(token));

@@ -251,6 +251,7 @@ fn nothing_changes_by_get_and_the_description_has_every_route_and_method() {
         "/pgs/{name}/log",
         "/snapshots",
         "/snapshots/{name}",
+        "/snapshots/{name}/peeks",
         "/status",
         "/stop",
         "/storages",

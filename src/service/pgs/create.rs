@@ -60,11 +60,14 @@ impl Service {
     pub(super) fn start_new(self: &Arc<Self>, name: &BranchName, wanted: Option<u16>, job: &Job) -> Result<()> {
         let mut started = self.start_pg(name, job);
         for _ in 0..OTHER_PORTS {
-            if started.is_ok() || wanted.is_some() || server::is_free(self.pg_record(name)?.port) {
-                break;
+            let port = self.pg_record(name)?.port;
+            match &started {
+                Err(error) if wanted.is_none() && server::lost_port(port, error) => {
+                    self.move_port(name)?;
+                    started = self.start_pg(name, job);
+                }
+                _ => break,
             }
-            self.move_port(name)?;
-            started = self.start_pg(name, job);
         }
         started.map_err(|error| Error {
             message: format!("{name} was made, but {}", error.message),

@@ -18,6 +18,10 @@ use store::Store;
 /// How long anything may take to come about.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// For pgs that are stopped and started again: the other tests' services look for free ports from 5432 on, and would take
+/// one that is free for a moment.
+const FAR_PORTS: [&str; 3] = ["26501", "26502", "26503"];
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim().to_owned()
 }
@@ -143,7 +147,16 @@ fn a_replica_follows_its_primary_and_goes_on_by_itself_when_promoted() {
 #[test]
 fn a_server_that_does_not_start_says_why_and_the_next_command_works() {
     let store = Store::new("no-start");
-    let made = store.run(&["pg", "create", "-n", "bad", "-c", "shared_buffers=nonsense"]);
+    let made = store.run(&[
+        "pg",
+        "create",
+        "-n",
+        "bad",
+        "-c",
+        "shared_buffers=nonsense",
+        "--port",
+        FAR_PORTS[1],
+    ]);
     refused(
         &made,
         1,
@@ -190,7 +203,7 @@ fn a_server_that_does_not_start_says_why_and_the_next_command_works() {
 fn whoever_is_killed_no_pg_is_left_half_made() {
     let store = Store::new("killed");
     for wait in [5, 60, 250, 700] {
-        let mut command = store.spawn(&["pg", "create", "-n", "shop", "--no-start"]);
+        let mut command = store.spawn(&["pg", "create", "-n", "shop", "--no-start", "--port", FAR_PORTS[0]]);
         thread::sleep(Duration::from_millis(wait));
         command.kill().expect("killed");
         command.wait().expect("ended");
@@ -205,7 +218,7 @@ fn whoever_is_killed_no_pg_is_left_half_made() {
         }
     }
     for wait in [60, 250, 500] {
-        let mut command = store.spawn(&["pg", "create", "-n", "shop", "--no-start"]);
+        let mut command = store.spawn(&["pg", "create", "-n", "shop", "--no-start", "--port", FAR_PORTS[0]]);
         thread::sleep(Duration::from_millis(wait));
         store.kill_service();
         command.wait().expect("ended");
@@ -288,7 +301,7 @@ fn a_storage_holds_pgs_and_is_not_let_go_of_under_them() {
         "-c",
         "compression=zstd:3",
     ]);
-    store.zenith(&["pg", "create", "-n", "shop", "-s", "fast"]);
+    store.zenith(&["pg", "create", "-n", "shop", "-s", "fast", "--port", FAR_PORTS[2]]);
     store.zenith(&["snapshot", "create", "shop@a"]);
     assert_eq!(store.json(&["pg", "show", "shop"])["storage"], "fast");
     refused(

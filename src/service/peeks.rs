@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -93,7 +94,7 @@ impl Service {
 
     fn start_peek(self: &Arc<Self>, plan: &Plan, new: &NewPeek) -> Result<Peek> {
         let job = self.jobs.silent();
-        let find = |dir: &std::path::Path| programs::find(&new.pg_bins, Some(cluster::major(dir)?));
+        let find = |dir: &Path| programs::find(&new.pg_bins, Some(cluster::major(dir)?));
         let (programs, unfinished) = self.make_unfinished(plan, &job, find)?;
         let started = self.run_peek(plan, &programs);
         let (peek, owner, port) = started.inspect_err(|_| log_failure("discard a peek", self.discard(&unfinished)))?;
@@ -195,7 +196,7 @@ impl Service {
     }
 }
 
-fn remove_dir(dir: &std::path::Path) {
+fn remove_dir(dir: &Path) {
     if dir.exists() {
         log_failure("remove a directory in /tmp", fs::remove_dir(dir));
     }

@@ -10,12 +10,14 @@ mod destroy;
 mod run;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pageserver::{BranchName, known_names};
 
 use super::Service;
-use super::memory::PgRecord;
+use super::memory::{PgRecord, Place};
+use super::mounts::make_dir;
 use crate::api::pgs::{Acted, Action, LogText, Pg, PgDetails, Role};
 use crate::api::snapshots::lsn;
 use crate::error::{Error, Result};
@@ -25,7 +27,6 @@ use crate::postgres::server::{self, Server, Status};
 use crate::postgres::{Owner, cluster};
 use crate::service::jobs::Job;
 use crate::store_dir;
-use std::sync::Arc;
 
 /// Most of a log that is sent at once, in bytes.
 const LOG_PART: u64 = 1 << 20;
@@ -161,8 +162,8 @@ impl Service {
         }
         let dir = self.pg_record(name)?.dir;
         let view = ViewName::Head(name.clone());
-        super::mounts::make_dir(&dir)?;
-        Ok(self.place(super::memory::Place { view, dir })?.dir)
+        make_dir(&dir)?;
+        Ok(self.place(Place { view, dir })?.dir)
     }
 
     /// The file that the pg's server logs to, in a directory that is there.
@@ -201,6 +202,6 @@ impl Service {
 }
 
 /// The programs for what is in the data directory, which may have been upgraded.
-fn programs_for(record: &PgRecord, dir: &std::path::Path) -> Result<Programs> {
+fn programs_for(record: &PgRecord, dir: &Path) -> Result<Programs> {
     programs::find(std::slice::from_ref(&record.pg_bin), Some(cluster::major(dir)?))
 }

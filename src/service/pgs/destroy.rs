@@ -1,6 +1,8 @@
 //! Taking a pg away: its server, its mount, its branch with its snapshots, its record.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::{fs, io};
 
 use pageserver::BranchName;
 
@@ -63,9 +65,9 @@ impl Service {
     }
 }
 
-fn remove_log(path: &std::path::Path) -> std::io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+fn remove_log(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     }
 }

@@ -48,7 +48,7 @@ pub fn routes() -> OpenApiRouter<Arc<Service>> {
 /// Opens a temporary read-only server over a snapshot, for as long as the connection stays.
 #[utoipa::path(
     post, path = "/snapshots/{name}/peeks",
-    params(("name" = schema::SnapshotName, Path)),
+    params(("name" = schema::SnapshotName, Path)), request_body = NewPeek,
     responses((status = 200, body = Peek, content_type = "application/x-ndjson"))
 )]
 async fn peek(

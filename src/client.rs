@@ -272,17 +272,28 @@ impl Client {
             body: Bytes::new(),
         };
         // A lost connection says nothing of the job.
-        let listened = self.exchange_once(&asked, &mut told).is_ok();
+        let _listened = self.exchange_once(&asked, &mut told).is_ok();
         watcher.done();
-        let ended: Job = self.get(&format!("/jobs/{}", job.id))?;
+        let ended: Job = self
+            .get(&format!("/jobs/{}", job.id))
+            .map_err(|_| self.ended_within(&job))?;
         match (ended.state, ended.error) {
             (State::Done, _) => {
                 let result = ended.result.unwrap_or_default();
                 serde_json::from_value(result).map_err(|error| self.broken(&error))
             }
             (State::Failed, Some(problem)) => Err(problem.into()),
-            _ => Err(self.broken(&format!("listening to the job ended early ({listened})"))),
+            _ => Err(self.ended_within(&job)),
         }
+    }
+
+    /// A job is forgotten by the next service, which has undone what can't stay as it was.
+    fn ended_within(&self, job: &Job) -> Error {
+        Error::failure(format!(
+            "the service ended while it was to {}: it is done, or not begun",
+            job.what
+        ))
+        .hint("`zenith pg list` and `zenith branch` show how things stand")
     }
 
     fn exchange(&self, asked: &Asked) -> Result<Bytes> {

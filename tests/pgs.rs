@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// For pgs that are stopped and started again: the other tests' services look for free ports from 5432 on, and would take
 /// one that is free for a moment.
-const FAR_PORTS: [&str; 3] = ["26501", "26502", "26503"];
+const FAR_PORTS: [&str; 5] = ["26501", "26502", "26503", "26504", "26505"];
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim().to_owned()
@@ -99,17 +99,7 @@ fn every_major_version_runs_and_its_copies_run_beside_it() {
         sql(&store, &name, "create table t as select generate_series(1, 1000) n");
         let snapshot = format!("{name}@a");
         store.zenith(&["snapshot", "create", &snapshot, "--checkpoint"]);
-        store.zenith(&[
-            "pg",
-            "create",
-            "-n",
-            &copy,
-            "--snapshot",
-            &snapshot,
-            "--cow",
-            "--pg-bin",
-            bin,
-        ]);
+        store.zenith(&["pg", "create", "-n", &copy, "--snapshot", &snapshot, "--cow"]);
         assert_eq!(sql(&store, &copy, "select sum(n) from t"), "500500");
         assert_eq!(store.json(&["pg", "show", &copy])["version"], major);
         store.zenith(&["pg", "destroy", &copy, "--yes"]);
@@ -336,4 +326,60 @@ fn a_storage_holds_pgs_and_is_not_let_go_of_under_them() {
     assert_eq!(names(&store.json(&["storage", "list"])), ["local"]);
     assert!(place.join("format").exists(), "what is in it stays");
     fs::remove_dir_all(place).expect("removed");
+}
+
+#[test]
+fn a_server_that_lost_its_service_is_ended_and_starts_again() {
+    let store = Store::new("orphan");
+    store.zenith(&["pg", "create", "-n", "shop", "--port", FAR_PORTS[3]]);
+    sql(&store, "shop", "create table t as select generate_series(1, 1000) n");
+    let old = store.json(&["pg", "show", "shop"])["pid"].as_i64().expect("a process");
+    store.kill_service();
+    store.zenith(&["pg", "start", "shop"]);
+    assert_eq!(sql(&store, "shop", "select count(*) from t"), "1000");
+    assert!(
+        !Path::new(&format!("/proc/{old}/cwd")).exists(),
+        "the old server is gone"
+    );
+}
+
+#[test]
+fn a_harder_stop_overtakes_one_that_waits() {
+    let store = Store::new("overtake");
+    store.zenith(&["pg", "create", "-n", "shop", "--port", FAR_PORTS[4]]);
+    let mut client = store.spawn(&["pg", "psql", "shop", "--", "-Xc", "select pg_sleep(60)"]);
+    until("the client is there", || {
+        sql(
+            &store,
+            "shop",
+            "select count(*) from pg_stat_activity where query like 'select pg_sleep%'",
+        ) == "1"
+    });
+    let mut smart = store.spawn(&["pg", "stop", "-m", "smart", "shop"]);
+    until("it is stopping", || {
+        store.json(&["pg", "show", "shop"])["status"] == "stopping"
+    });
+    store.zenith(&["pg", "stop", "-m", "fast", "shop"]);
+    assert!(smart.wait().expect("ended").success());
+    assert!(!client.wait().expect("ended").success());
+    store.zenith(&["pg", "start", "shop"]);
+}
+
+#[test]
+fn what_a_shell_would_take_apart_and_what_is_zeniths_to_say_is_refused_before_anything_is_made() {
+    let store = Store::new("shell");
+    for dir in ["$(touch x)", "a\"b", "a`id`", "a\\b", "a\nb"] {
+        refused(
+            &store.run(&["pg", "create", "-n", "shop", "--dir", dir]),
+            2,
+            "can't start a server",
+            "--dir",
+        );
+    }
+    let port = store.run(&["pg", "create", "-n", "shop", "-c", "port=5999"]);
+    assert_eq!(port.status.code(), Some(2), "{port:?}");
+    assert!(text(&port.stderr).contains("--port"), "{port:?}");
+    assert!(names(&store.json(&["pg", "list"])).is_empty() && names(&store.json(&["branch"])).is_empty());
+    let left = fs::read_dir(store.path("")).expect("readable").count();
+    assert_eq!(left, 0, "nothing was made");
 }

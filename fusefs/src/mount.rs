@@ -98,14 +98,21 @@ impl Mount {
             return Ok(());
         }
         let path = &self.mountpoint;
-        match self.standing()? {
-            Standing::OnTop => platform::detach(path)?,
-            Standing::Covered => return Err(MountError::Covered { path: path.clone() }),
-            Standing::Detached => return Err(MountError::Detached { path: path.clone() }),
-        }
+        self.check_standing()?;
+        platform::detach(path)?;
         match self.ended.wait() {
             true => Ok(()),
             false => Err(MountError::Held { path: path.clone() }),
+        }
+    }
+
+    /// Refuses a mount that somebody else has covered or detached.
+    pub fn check_standing(&self) -> Result<(), MountError> {
+        let path = self.mountpoint.clone();
+        match self.standing()? {
+            Standing::OnTop => Ok(()),
+            Standing::Covered => Err(MountError::Covered { path }),
+            Standing::Detached => Err(MountError::Detached { path }),
         }
     }
 

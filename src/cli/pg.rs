@@ -170,7 +170,7 @@ pub struct Promote {
 
 /// Set a pg back to one of its snapshots
 ///
-/// Stops PostgreSQL, sets the data directory back, and starts it again. The state before is kept as NAME@HEAD{n}: checking
+/// Stops PostgreSQL, sets the data directory back, and starts it again. The state before is kept as NAME@HEAD{0}, the next time as NAME@HEAD{1}, and so on: checking
 /// that out goes forward again.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:

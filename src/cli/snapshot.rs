@@ -70,7 +70,7 @@ struct Show {
 
 /// Give a snapshot another tag
 ///
-/// A state that a checkout kept, as HEAD{n}, is so kept under a name of its own.
+/// A state that a checkout kept, as HEAD{0}, is so kept under a name of its own.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   zenith snapshot rename 'main@HEAD{0}' undone")]
@@ -176,8 +176,9 @@ impl List {
 
 /// A length of time as people write it, from a minute on.
 fn time_to_live(text: &str) -> std::result::Result<Duration, String> {
+    let known = text.ends_with(['s', 'm', 'h', 'd', 'w']);
     match humantime::parse_duration(text) {
-        Ok(time) if time >= Duration::from_secs(1) => Ok(time),
+        Ok(time) if known && time >= Duration::from_secs(1) => Ok(time),
         _ => Err("a time is a number with s, m, h, d or w, as in 7d".into()),
     }
 }

@@ -102,16 +102,27 @@ fn append(path: &Path, why: &str, settings: &[(String, String)]) -> Result<()> {
     written().map_err(Error::path("write", path))
 }
 
-/// A setting as a user gives it, `name=value`. A name is what Postgres takes for one: letters, digits, `_` and `.`.
+/// Settings that zenith gives on the command line, where they would win over the configuration.
+const OURS: [&str; 2] = ["port", "unix_socket_directories"];
+
+/// A setting as a user gives it, `name=value`.
 pub fn setting(text: &str) -> std::result::Result<(String, String), String> {
-    let is_name = |name: &str| {
-        let mut bytes = name.bytes();
-        bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
-            && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.$".contains(&b))
-    };
-    match text.split_once('=') {
-        Some((name, value)) if is_name(name) && !value.contains(['\n', '\r', '\0']) => Ok((name.into(), value.into())),
-        _ => Err("a setting is NAME=VALUE, as in work_mem=64MB".into()),
+    let (name, value) = text.split_once('=').unwrap_or((text, "\n"));
+    check_setting(name, value)?;
+    Ok((name.into(), value.into()))
+}
+
+/// A name is what Postgres takes for one: letters, digits, `_` and `.`. A value is one line.
+pub fn check_setting(name: &str, value: &str) -> std::result::Result<(), String> {
+    let mut bytes = name.bytes();
+    let is_name = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+        && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.$".contains(&b));
+    match is_name && !value.contains(['\n', '\r', '\0']) {
+        true if OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours)) => {
+            Err(format!("{name} is given by zenith, and the port with --port"))
+        }
+        true => Ok(()),
+        false => Err("a setting is NAME=VALUE, as in work_mem=64MB".into()),
     }
 }
 
@@ -137,7 +148,7 @@ mod tests {
     fn a_setting_can_add_no_line_of_its_own() {
         assert_eq!(setting("work_mem=64MB"), Ok(("work_mem".into(), "64MB".into())));
         assert_eq!(setting("a.b=it's=2"), Ok(("a.b".into(), "it's=2".into())));
-        for bad in ["work_mem", "=1", "a b=1", "a=1\nb=2", "1a=2", "a'=1"] {
+        for bad in ["work_mem", "=1", "a b=1", "a=1\nb=2", "1a=2", "a'=1", "port=1"] {
             assert!(setting(bad).is_err(), "{bad}");
         }
     }

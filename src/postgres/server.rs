@@ -7,11 +7,14 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::kill;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::{AccessFlags, Pid, access, geteuid};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +28,10 @@ const FIRST_PORT: u16 = 5432;
 
 /// How long a start may take (recovery included), and a stop (its checkpoint included), in seconds.
 const PATIENCE: &str = "3600";
+
+/// How long a server may take to end that has lost its data directory.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(10);
+const ORPHAN_PAUSE: Duration = Duration::from_millis(20);
 
 /// How much of a failed server's log is passed on.
 const LAST_LINES: usize = 10;
@@ -141,7 +148,12 @@ pub fn stop(programs: &Programs, owner: Owner, dir: &Path, mode: StopMode) -> Re
         StopMode::Immediate => "immediate",
     };
     let mut command = pg_ctl(programs, owner, dir, "stop");
-    run_pg_ctl(command.args(["-w", "-t", PATIENCE, "-m", mode]), programs)
+    let stopped = run_pg_ctl(command.args(["-w", "-t", PATIENCE, "-m", mode]), programs);
+    // One that was killed meanwhile is as stopped as it can be.
+    match status(dir) {
+        Status::Stopped => Ok(()),
+        _ => stopped,
+    }
 }
 
 /// Has a running server write a checkpoint, as its own user and so without a password.
@@ -203,6 +215,16 @@ fn is_pg_ctl_noise(line: &str) -> bool {
     line.starts_with("pg_ctl: could not start server") || line.starts_with("Examine the log output")
 }
 
+/// Refuses a data directory that pg_ctl can't hand on as it is: it puts the path into a shell's double quotes.
+pub fn check_path(dir: &Path) -> Result<()> {
+    let taken_apart = |b: &u8| matches!(b, b'"' | b'$' | b'`' | b'\\') || b.is_ascii_control();
+    match dir.as_os_str().as_bytes().iter().any(taken_apart) {
+        true => Err(Error::usage(format!("pg_ctl can't start a server on {dir:?}"))
+            .hint("give a path without \", $, `, \\ and control characters, with --dir")),
+        false => Ok(()),
+    }
+}
+
 /// How the server on a data directory stands. A file that a killed server left behind counts as stopped.
 pub fn status(dir: &Path) -> Status {
     postmaster(dir).map_or(Status::Stopped, |postmaster| postmaster.status)
@@ -218,6 +240,56 @@ fn postmaster(dir: &Path) -> Option<Postmaster> {
     let postmaster = parse_pid_file(&text)?;
     let lives = kill(postmaster.pid, None).is_ok() && is_on(postmaster.pid, dir);
     lives.then_some(postmaster)
+}
+
+/// Ends a server that a killed service has left behind: its mount is gone from under it, and it still holds the port and
+/// the data directory's lock. It is known by its file and its arguments, and by not working in what is mounted there now.
+#[cfg(target_os = "linux")]
+pub fn end_orphan(dir: &Path) {
+    let text = fs::read_to_string(dir.join("postmaster.pid")).ok();
+    let Some(Postmaster { pid, .. }) = text.and_then(|text| parse_pid_file(&text)) else {
+        return;
+    };
+    if is_on(pid, dir) {
+        return;
+    }
+    for signal in [Signal::SIGQUIT, Signal::SIGKILL] {
+        if is_started_on(pid, dir) {
+            tracing::warn!("ending the server {pid}, which lost {}: {signal}", dir.display());
+            // One that has just ended is what is wanted.
+            let _gone = kill(pid, signal).is_err();
+            wait_while(|| is_started_on(pid, dir));
+        }
+    }
+    // A new server takes it to be there still until its parent has taken note.
+    wait_while(|| has_ended(pid));
+}
+
+#[cfg(target_os = "linux")]
+fn wait_while(so: impl Fn() -> bool) {
+    let deadline = Instant::now() + ORPHAN_PATIENCE;
+    while so() && Instant::now() < deadline {
+        thread::sleep(ORPHAN_PAUSE);
+    }
+}
+
+/// Whether the process has ended, and its number is still taken.
+#[cfg(target_os = "linux")]
+fn has_ended(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(')').next().map(str::trim_start);
+    state.is_some_and(|state| state.starts_with('Z'))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn end_orphan(_: &Path) {}
+
+/// Whether the process is a server that was started on the directory.
+#[cfg(target_os = "linux")]
+fn is_started_on(pid: Pid, dir: &Path) -> bool {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut arguments = arguments.split(|b| *b == 0);
+    arguments.any(|argument| argument == b"-D") && arguments.next() == Some(dir.as_os_str().as_bytes())
 }
 
 /// The first line is the process, the eighth how far it is.
@@ -237,8 +309,9 @@ fn parse_pid_file(text: &str) -> Option<Postmaster> {
 /// Whether the process works in the directory; its number may be another one's by now.
 #[cfg(target_os = "linux")]
 fn is_on(pid: Pid, dir: &Path) -> bool {
+    // One that has ended and wasn't waited for yet has none.
     let cwd = fs::read_link(format!("/proc/{pid}/cwd"));
-    cwd.map_or(true, |cwd| cwd == dir)
+    cwd.is_ok_and(|cwd| cwd == dir)
 }
 
 #[cfg(not(target_os = "linux"))]

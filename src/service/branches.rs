@@ -121,7 +121,7 @@ impl Service {
         store.snapshot(to)?;
         let dir = self.table.head_of(&to.branch);
         if let Some(dir) = &dir {
-            self.unmount(dir)?;
+            self.unmount_patiently(dir)?;
         }
         let kept = store.checkout(to, now());
         let mount = dir.map(|dir| self.remount(&dir)).transpose()?;

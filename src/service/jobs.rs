@@ -4,6 +4,7 @@
 //! went; a restart of the service forgets them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -16,9 +17,9 @@ use crate::error::{Error, Result};
 /// Jobs that have ended and are still known.
 const ENDED_MAX: usize = 100;
 
-#[derive(Default)]
 pub struct Jobs {
     known: Mutex<BTreeMap<u64, Arc<Job>>>,
+    next: AtomicU64,
 }
 
 pub struct Job {
@@ -27,11 +28,22 @@ pub struct Job {
     changes: watch::Sender<u64>,
 }
 
+impl Default for Jobs {
+    /// Ids go on from the time in microseconds, so that no id of an earlier service means a job of this one.
+    fn default() -> Jobs {
+        let now = Timestamp::now().as_microsecond();
+        Jobs {
+            known: Mutex::default(),
+            next: AtomicU64::new(now.unsigned_abs()),
+        }
+    }
+}
+
 impl Jobs {
     pub fn begin(&self, what: String) -> Arc<Job> {
         let mut known = self.known();
         forget_old(&mut known);
-        let id = known.last_key_value().map_or(1, |(id, _)| id + 1);
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
         let job = Arc::new(Job::new(id, what));
         known.insert(id, job.clone());
         job
@@ -129,6 +141,8 @@ mod tests {
     fn a_job_tells_its_steps_and_its_end_and_old_ones_are_forgotten() {
         let jobs = Jobs::default();
         let running = jobs.begin("long".into());
+        let first = jobs.begin("the first to end".into());
+        first.end(&Ok::<_, Error>(0));
         for n in 0..ENDED_MAX + 5 {
             let job = jobs.begin(format!("job {n}"));
             job.step("one");
@@ -142,6 +156,6 @@ mod tests {
             (last.steps.len(), last.result.clone()),
             (1, Some((ENDED_MAX + 4).into()))
         );
-        assert!(jobs.get(2).is_err());
+        assert!(jobs.get(first.now().id).is_err());
     }
 }

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use fusefs::{Fs, Mount, MountError, Options};
 use pageserver::Start;
@@ -14,9 +16,13 @@ use super::detach::{clear, tear_off};
 use super::memory::{Place, Unfinished};
 use super::snapshots::Hidden;
 use crate::api::mounts as api;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::name::ViewName;
 use crate::postgres::server;
+
+/// How long a mount may stay busy after its server has stopped.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
 
 impl Service {
     pub fn mounts(&self) -> Result<Vec<api::Mount>> {
@@ -143,6 +149,21 @@ impl Service {
             let missing = format!("it is unmounted, but that could not be noted: {error}");
             self.table.settle(dir, Err(missing));
         })
+    }
+
+    /// As [`Service::unmount`], where a server may just have stopped: its last processes take a moment to be gone.
+    pub(super) fn unmount_patiently(&self, dir: &Path) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.unmount(dir) {
+                Err(error)
+                    if error.kind == Kind::Refused && server::pid(dir).is_none() && Instant::now() < deadline =>
+                {
+                    thread::sleep(PAUSE);
+                }
+                unmounted => return unmounted,
+            }
+        }
     }
 
     /// Unmounts; the table still has the place, as changing. When it fails everything is as before.

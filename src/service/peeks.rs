@@ -94,7 +94,7 @@ impl Service {
 
     fn start_peek(self: &Arc<Self>, plan: &Plan, new: &NewPeek) -> Result<Peek> {
         let job = self.jobs.silent();
-        let find = |dir: &Path| programs::find(&new.pg_bins, Some(cluster::major(dir)?));
+        let find = |dir: &Path| programs::find(&self.bins(&new.pg_bins), Some(cluster::major(dir)?));
         let (programs, unfinished) = self.make_unfinished(plan, &job, find)?;
         let started = self.run_peek(plan, &programs);
         let (peek, owner, port) = started.inspect_err(|_| log_failure("discard a peek", self.discard(&unfinished)))?;

@@ -50,6 +50,7 @@ impl Service {
             .store_of(name)
             .and_then(|store| Ok(store.branch_bytes(name)?));
         let mounted = self.table.head_of(name);
+        let standing = mounted.as_ref().map_or(Ok(()), |dir| self.table.check_standing(dir));
         let status = mounted.as_ref().map_or(Status::Stopped, |dir| server::status(dir));
         Pg {
             name: name.clone(),
@@ -62,7 +63,10 @@ impl Service {
             mounted: mounted.is_some(),
             dir: mounted.unwrap_or_else(|| record.dir.clone()),
             storage: record.storage.clone(),
-            error: used.as_ref().err().map(|error| error.message.clone()),
+            error: standing
+                .and(used.as_ref().map(drop).map_err(Error::clone))
+                .err()
+                .map(|error| error.message),
             used: used.unwrap_or(0),
             port: record.port,
             socket_dir: record.socket_dir.clone(),
@@ -115,6 +119,15 @@ impl Service {
         if let Action::Start { is_replica: true, at } = &action {
             return self.add_replica(name, at, job);
         }
+        if let Action::Stop { mode } = action {
+            // Without the lock: a harder stop overtakes one that waits for clients.
+            self.stop_pg(name, mode, job)?;
+            return Ok(Acted {
+                pg: self.pg(name)?,
+                kept: None,
+                warning: None,
+            });
+        }
         self.locks
             .with(name, || {
                 match action {
@@ -158,6 +171,7 @@ impl Service {
     /// The pg's data directory, mounted again if somebody has unmounted it.
     fn data_dir(self: &Arc<Self>, name: &BranchName) -> Result<PathBuf> {
         if let Some(dir) = self.table.head_of(name) {
+            self.table.check_standing(&dir)?;
             return Ok(dir);
         }
         let dir = self.pg_record(name)?.dir;

@@ -139,6 +139,15 @@ impl Table {
         matches!(at(&mut entries, dir).map(|entry| &entry.state), Some(State::Mounted(mount)) if mount.is_covered())
     }
 
+    /// Refuses a mount that somebody else has covered or detached.
+    pub fn check_standing(&self, dir: &Path) -> Result<()> {
+        let mut entries = self.entries();
+        match at(&mut entries, dir).map(|entry| &entry.state) {
+            Some(State::Mounted(mount)) => Ok(mount.check_standing()?),
+            _ => Ok(()),
+        }
+    }
+
     /// Has the branch's mount let go of a snapshot that somebody looked into.
     pub fn release_snapshot(&self, branch: &BranchName, layer: LayerId) {
         let view = ViewName::Head(branch.clone());

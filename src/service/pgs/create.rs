@@ -113,6 +113,9 @@ impl Service {
         if self.memory.get().pgs.contains_key(name) {
             return Err(Error::refused(format!("a pg named {name} exists already")).hint("take another name"));
         }
+        for (setting, value) in &new.settings {
+            cluster::check_setting(setting, value).map_err(Error::usage)?;
+        }
         if new.from.as_ref() == Some(&ViewName::Head(name.clone())) {
             return self.adopt(name, new, job);
         }
@@ -210,6 +213,7 @@ impl Service {
         fill: impl FnOnce(&Path) -> Result<Programs>,
     ) -> Result<(Programs, Unfinished)> {
         self.check_outside(&plan.dir)?;
+        server::check_path(&plan.dir)?;
         let made_dir = make_dir(&plan.dir)?;
         let unfinished = Unfinished {
             branch: plan.name.clone(),
@@ -265,6 +269,7 @@ impl Service {
                 self.place(Place { view, dir })?.dir
             }
         };
+        server::check_path(&dir)?;
         let owner = Owner::of_dir(&dir)?;
         check_reachable(&dir, owner)?;
         let programs = self.check_cluster(&dir, new)?;
@@ -296,8 +301,15 @@ impl Service {
                 dir.display()
             ))
             .hint("leave --pg-version away: the version of the data decides")),
-            _ => programs::find(&new.pg_bins, Some(major)),
+            _ => programs::find(&self.bins(&new.pg_bins), Some(major)),
         }
+    }
+
+    /// Where to look for programs: what the caller names, then what other pgs run on, as a copy's source does.
+    pub(in crate::service) fn bins(&self, of_caller: &[PathBuf]) -> Vec<PathBuf> {
+        let memory = self.memory.get();
+        let known = memory.pgs.values().map(|record| record.pg_bin.clone());
+        of_caller.iter().cloned().chain(known).collect()
     }
 
     pub(in crate::service) fn choose_port(&self, wanted: Option<u16>, held: &BTreeSet<u16>) -> Result<u16> {

@@ -45,7 +45,7 @@ impl Service {
     fn let_go_of(self: &Arc<Self>, name: &BranchName) -> Result<()> {
         let dir = match self.table.head_of(name) {
             Some(dir) => {
-                self.unmount(&dir)?;
+                self.unmount_patiently(&dir)?;
                 self.table.settle(&dir, Err("its pg is being destroyed".into()));
                 dir
             }

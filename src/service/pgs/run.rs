@@ -20,7 +20,7 @@ impl Service {
     pub(super) fn start_pg(self: &Arc<Self>, name: &BranchName, job: &Job) -> Result<()> {
         let dir = self.data_dir(name)?;
         match server::status(&dir) {
-            Status::Stopped => {}
+            Status::Stopped => server::end_orphan(&dir),
             Status::Stopping => return Err(Error::refused(format!("{name} is stopping")).hint("try again in a moment")),
             Status::Starting | Status::Running => {
                 return Err(
@@ -44,7 +44,9 @@ impl Service {
         let Some(dir) = self.table.head_of(name) else {
             return Ok(false);
         };
+        self.table.check_standing(&dir)?;
         if server::status(&dir) == Status::Stopped {
+            server::end_orphan(&dir);
             job.step(format!("{name} was not running"));
             return Ok(false);
         }

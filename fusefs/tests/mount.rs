@@ -414,6 +414,8 @@ fn a_mount_that_is_torn_off_frees_unlinked_files() {
         timeline.view().getattr(Ino(metadata.ino())).is_err(),
         "although it is open"
     );
+    drop(file);
+    umount2(&mounted.dir, MntFlags::MNT_DETACH).expect("what is left of it is taken away");
 }
 
 #[test]

@@ -289,11 +289,8 @@ impl Client {
 
     /// A job is forgotten by the next service, which has undone what can't stay as it was.
     fn ended_within(&self, job: &Job) -> Error {
-        Error::failure(format!(
-            "the service ended while it was to {}: it is done, or not begun",
-            job.what
-        ))
-        .hint("`zenith pg list` and `zenith branch` show how things stand")
+        Error::failure(format!("the service ended while it was to {}", job.what))
+            .hint("`zenith pg list` and `zenith branch` show how far that came")
     }
 
     fn exchange(&self, asked: &Asked) -> Result<Bytes> {

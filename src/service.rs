@@ -175,12 +175,10 @@ impl Service {
             return Err(Error::refused(format!("{pg} lies in the storage {name}"))
                 .hint(format!("`zenith pg destroy {pg}` first, or leave the storage attached")));
         }
-        for branch in self.storages.named(name)?.branches() {
-            if let Some(dir) = self.table.head_of(&branch.name) {
-                return Err(branches::mounted(&branch.name, &dir));
-            }
-        }
-        Ok(())
+        let store = self.storages.named(name)?;
+        let places = self.table.places();
+        let used = places.iter().find(|place| store.branch(place.view.branch()).is_ok());
+        used.map_or(Ok(()), |place| Err(branches::mounted(&place.view, &place.dir)))
     }
 
     /// To be called every now and then.

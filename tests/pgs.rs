@@ -344,6 +344,28 @@ fn a_server_that_lost_its_service_is_ended_and_starts_again() {
 }
 
 #[test]
+fn a_storage_is_not_let_go_of_under_a_snapshots_mount() {
+    let store = Store::new("storage-ro");
+    let place = store.dir().with_extension("other");
+    let other = place.to_str().expect("UTF-8");
+    for command in [
+        &["init", "--empty"][..],
+        &["branch", "old", "--empty"],
+        &["snapshot", "create", "old@s"],
+        &["stop"],
+    ] {
+        store.zenith(&[command, &["--store", other]].concat());
+    }
+    store.zenith(&["storage", "attach", "-n", "other", "-c", &format!("path={other}")]);
+    let dir = store.mount("old@s", "ro", &[]);
+    let detach = ["storage", "detach", "other", "--yes"];
+    refused(&store.run(&detach), 4, "old@s is mounted", "umount");
+    store.zenith(&["umount", dir.to_str().expect("UTF-8")]);
+    store.zenith(&detach);
+    fs::remove_dir_all(place).expect("removed");
+}
+
+#[test]
 fn a_harder_stop_overtakes_one_that_waits() {
     let store = Store::new("overtake");
     store.zenith(&["pg", "create", "-n", "shop", "--port", FAR_PORTS[4]]);

@@ -36,6 +36,8 @@ pub struct Layer {
     names: SyncPoint,
     /// Backing files written since they were last synced (or a while before).
     unsynced: Mutex<HashMap<Ino, Arc<Backing>>>,
+    /// Held through a sync of the layer: who comes meanwhile must not find nothing to do.
+    syncing: Mutex<()>,
 }
 
 /// A backing file, opened when it is first needed.
@@ -80,6 +82,7 @@ impl Layer {
             name: SyncPoint::default(),
             names: SyncPoint::default(),
             unsynced: Mutex::default(),
+            syncing: Mutex::default(),
         })
     }
 
@@ -172,6 +175,7 @@ impl Layer {
 
     /// Makes everything written to the layer so far durable.
     pub fn sync(&self) -> io::Result<()> {
+        let _syncing = self.syncing.lock().unwrap_or_else(|e| e.into_inner());
         let taken = std::mem::take(&mut *self.unsynced());
         let backings: Vec<Arc<Backing>> = taken.into_values().collect();
         let synced = self.sync_backings(&backings).and_then(|()| self.sync_names());

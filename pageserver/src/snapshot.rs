@@ -64,29 +64,19 @@ impl Store {
 
     /// Takes a snapshot of a branch as it is now. Copies nothing; returns when it is durable.
     pub fn create_snapshot(&self, name: &SnapshotName, keep: Keep, now: Time) -> Result<SnapshotInfo> {
-        self.refuse_tag(name)?;
+        refuse_tag(&self.catalog(), name)?;
         let record = SnapshotRecord {
             protected: keep.protected,
             expires: keep.expires,
             ..self.seal_branch(&name.branch, now)?
         };
         let catalog = self.catalog();
+        // Somebody may have been quicker.
+        refuse_tag(&catalog, name)?;
         let (timeline, _) = catalog.timeline(&name.branch)?;
         let info = info(&name.branch, &name.tag, &record);
         self.commit(catalog, vec![Entry::Snapshot(timeline, name.tag.clone(), Some(record))])?;
         Ok(info)
-    }
-
-    /// Refuses a name that a new snapshot can't have.
-    fn refuse_tag(&self, name: &SnapshotName) -> Result<()> {
-        if name.tag.is_reserved() {
-            let name = name.tag.to_string();
-            return Err(Error::ReservedName { name });
-        }
-        match self.snapshot(name) {
-            Ok(_) => Err(Error::SnapshotExists { name: name.to_string() }),
-            Err(_) => Ok(()),
-        }
     }
 
     /// Gives a snapshot another tag; what starts from it follows. One that a checkout kept can so be kept for good.
@@ -96,8 +86,8 @@ impl Store {
             branch: name.branch.clone(),
             tag: tag.clone(),
         };
-        self.refuse_tag(&new)?;
         let catalog = self.catalog();
+        refuse_tag(&catalog, &new)?;
         let record = catalog.snapshot(name)?.clone();
         let (timeline, _) = catalog.timeline(&name.branch)?;
         let mut entries = vec![
@@ -284,6 +274,18 @@ impl Store {
         ];
         catalog.commit(&self.shared.db, batch, entries)?;
         Ok(tag)
+    }
+}
+
+/// Refuses a name that a new snapshot can't have.
+fn refuse_tag(catalog: &Catalog, name: &SnapshotName) -> Result<()> {
+    if name.tag.is_reserved() {
+        let name = name.tag.to_string();
+        return Err(Error::ReservedName { name });
+    }
+    match catalog.snapshot(name) {
+        Ok(_) => Err(Error::SnapshotExists { name: name.to_string() }),
+        Err(_) => Ok(()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use nix::errno::Errno;
 use pageserver::*;
@@ -372,4 +372,89 @@ fn what_a_killed_service_has_written_is_made_durable_when_the_store_is_opened() 
     *door.failing.lock().expect("unpoisoned") = None;
     Store::open(&dir, disk()).expect("opened");
     std::fs::remove_dir_all(&dir).expect("removed");
+}
+
+/// Stops the first sync of data until it is let go on.
+#[derive(Default)]
+struct Stall {
+    state: Mutex<Stalled>,
+    changed: Condvar,
+}
+
+#[derive(Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Stalled {
+    #[default]
+    NotYet,
+    Now,
+    Over,
+}
+
+impl Stall {
+    fn reach(&self, state: Stalled) {
+        *self.state.lock().expect("unpoisoned") = state;
+        self.changed.notify_all();
+    }
+
+    fn wait_for(&self, state: &Stalled) {
+        let reached = self.state.lock().expect("unpoisoned");
+        let reached = self.changed.wait_while(reached, |now| *now < *state);
+        drop(reached.expect("unpoisoned"));
+    }
+}
+
+impl Hook for Stall {
+    fn before(&self, call: Call) -> io::Result<()> {
+        let first = call == Call::SyncData && *self.state.lock().expect("unpoisoned") == Stalled::NotYet;
+        if first {
+            self.reach(Stalled::Now);
+            self.wait_for(&Stalled::Over);
+        }
+        Ok(())
+    }
+}
+
+/// Takes two snapshots of one unsynced layer, the second while the first is being synced; whether the second came back
+/// before that was over.
+fn two_snapshots(test: &str, tags: [&str; 2]) -> (bool, [Result<SnapshotInfo>; 2]) {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cost-{test}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    Store::create(&dir, Disk::new()).expect("make a store");
+    let stall = Arc::new(Stall::default());
+    let store = Store::open(&dir, Disk::new().with_hook(stall.clone())).expect("open the store");
+    let main = "main".parse().expect("a name");
+    store
+        .create_branch(&main, &Start::Empty, (0, 0), NOW)
+        .expect("make a branch");
+    let bench = Bench {
+        timeline: store.timeline(&main).expect("load it"),
+        door: Arc::default(),
+        store,
+        dir,
+    };
+    bench.file("a", 8192);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| bench.snapshot(tags[0]));
+        stall.wait_for(&Stalled::Now);
+        let second = scope.spawn(|| bench.snapshot(tags[1]));
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let early = second.is_finished();
+        stall.reach(Stalled::Over);
+        (early, [first, second].map(|taken| taken.join().expect("no panic")))
+    })
+}
+
+#[test]
+fn a_snapshot_is_not_told_before_the_sync_that_another_one_began_is_over() {
+    let (early, taken) = two_snapshots("two-names", ["one", "two"]);
+    assert!(!early);
+    assert!(taken.iter().all(Result::is_ok), "{taken:?}");
+}
+
+#[test]
+fn of_two_snapshots_with_one_name_one_is_refused() {
+    let (_, taken) = two_snapshots("one-name", ["same", "same"]);
+    let refused = taken
+        .iter()
+        .filter(|taken| matches!(taken, Err(Error::SnapshotExists { .. })));
+    assert_eq!(refused.count(), 1, "{taken:?}");
 }

@@ -1,5 +1,6 @@
 //! Branches: list, fork, delete, set back.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -135,7 +136,7 @@ impl Service {
     }
 }
 
-pub(super) fn mounted(name: &BranchName, dir: &Path) -> Error {
+pub(super) fn mounted(name: &impl Display, dir: &Path) -> Error {
     Error::refused(format!("{name} is mounted on {}", dir.display()))
         .hint(format!("`zenith umount {}` first", dir.display()))
 }

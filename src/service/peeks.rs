@@ -59,8 +59,10 @@ pub struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let (service, branch) = (self.service.clone(), self.branch.clone());
-        // Stopping a server takes a while, and this may be a thread that must not wait.
-        thread::spawn(move || service.close_peek(&branch));
+        // Stopping a server takes a while, and this may be a thread that must not wait. What can't be done now is unfinished,
+        // and so done at the next start.
+        let closing = thread::Builder::new().spawn(move || service.close_peek(&branch));
+        log_failure("close a peek", closing.map(drop));
     }
 }
 

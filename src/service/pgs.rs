@@ -116,34 +116,20 @@ impl Service {
     pub fn act(self: &Arc<Self>, name: &BranchName, action: Action, job: &Job) -> Result<Acted> {
         let _inside = self.gate.enter()?;
         self.pg_record(name)?;
-        if let Action::Start { is_replica: true, at } = &action {
-            return self.add_replica(name, at, job);
-        }
-        if let Action::Stop { mode } = action {
+        let locked = |work: &dyn Fn() -> Result<()>| self.locks.with(name, work);
+        let mut kept = None;
+        match action {
+            Action::Start { is_replica: true, at } => return self.add_replica(name, &at, job),
+            Action::Start { .. } => locked(&|| self.start_pg(name, job))?,
             // Without the lock: a harder stop overtakes one that waits for clients.
-            self.stop_pg(name, mode, job)?;
-            return Ok(Acted {
-                pg: self.pg(name)?,
-                kept: None,
-                warning: None,
-            });
+            Action::Stop { mode } => drop(self.stop_pg(name, mode, job)?),
+            Action::Restart { mode } => locked(&|| self.restart_pg(name, mode, job))?,
+            Action::Promote => locked(&|| self.promote_pg(name, job))?,
+            Action::Checkout { tag } => kept = Some(self.locks.with(name, || self.checkout_pg(name, tag, job))?),
         }
-        self.locks
-            .with(name, || {
-                match action {
-                    Action::Start { .. } => self.start_pg(name, job),
-                    Action::Stop { mode } => self.stop_pg(name, mode, job).map(drop),
-                    Action::Restart { mode } => self.restart_pg(name, mode, job),
-                    Action::Promote => self.promote_pg(name, job),
-                    Action::Checkout { tag } => return self.checkout_pg(name, tag, job).map(Some),
-                }
-                .map(|()| None)
-            })
-            .and_then(|kept| {
-                let pg = self.pg(name)?;
-                let warning = kept.as_ref().and_then(|_| self.left_behind(name));
-                Ok(Acted { pg, kept, warning })
-            })
+        let warning = kept.as_ref().and_then(|_| self.left_behind(name));
+        let pg = self.pg(name)?;
+        Ok(Acted { pg, kept, warning })
     }
 
     /// The replicas of a pg.

@@ -80,11 +80,13 @@ impl Service {
         Ok(())
     }
 
-    /// The snapshot's store, after the branch's mount has let go of the snapshot: that alone keeps none.
+    /// The snapshot's store, after the branch's mount has let go of the snapshot, where nothing else keeps it.
     fn released(&self, name: &SnapshotName) -> Result<Arc<Store>> {
         let store = self.storages.store_of(&name.branch)?;
         let layer = store.snapshot(name)?.layer;
-        self.table.release_snapshot(&name.branch, layer);
+        if let Err(pageserver::Error::Busy { .. }) = store.check_snapshot_destroyable(name) {
+            self.table.release_snapshot(&name.branch, layer);
+        }
         Ok(store)
     }
 

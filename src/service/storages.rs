@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use pageserver::{BranchName, Disk, Store, known_names};
 
@@ -18,6 +18,8 @@ pub struct Storages {
     local: Arc<Store>,
     memory: Arc<Memory>,
     attached: RwLock<BTreeMap<StorageName, State>>,
+    /// Held from the first check of a storage that comes or goes until it has.
+    changing: Mutex<()>,
 }
 
 /// An attached storage, or why it can't be used.
@@ -34,6 +36,7 @@ impl Storages {
             local,
             memory,
             attached: RwLock::new(attached),
+            changing: Mutex::default(),
         }
     }
 
@@ -85,6 +88,7 @@ impl Storages {
     }
 
     pub fn attach(&self, name: &StorageName, new: &NewStorage) -> Result<Storage> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let options = new.options.checked(new.kind)?;
         let path = new.options.path()?.to_path_buf();
         if name.is_local() || self.attached().contains_key(name) {
@@ -136,6 +140,7 @@ impl Storages {
 
     /// Lets go of a storage; what is in it stays there.
     pub fn detach(&self, name: &StorageName) -> Result<()> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check_detachable(name)?;
         self.memory
             .change(|remembered| drop(remembered.storages.remove(name)))?;

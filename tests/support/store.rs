@@ -6,8 +6,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
-use std::{env, fs, process, thread};
+use std::{env, fs, process};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -58,14 +57,15 @@ impl Store {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
-    /// Ends the service at once, as a crash would.
+    /// Ends the service at once, as a crash would, and returns when it has let go of everything: its file with the
+    /// process id is locked so long.
     pub fn kill_service(&self) {
-        let pid = fs::read_to_string(self.dir.join("service.pid")).expect("a service");
+        let path = self.dir.join("service.pid");
+        let file = fs::File::open(&path).expect("a service");
+        let pid = fs::read_to_string(&path).expect("a service");
         let pid = Pid::from_raw(pid.trim().parse().expect("a number"));
         kill(pid, Signal::SIGKILL).expect("it runs");
-        while kill(pid, None).is_ok() && !is_zombie(pid) {
-            thread::sleep(Duration::from_millis(10));
-        }
+        file.lock_shared().expect("it has let go");
     }
 
     pub fn dir(&self) -> &Path {
@@ -120,12 +120,4 @@ impl Drop for Store {
             }
         }
     }
-}
-
-/// Whether the process has ended and only its parent hasn't noticed.
-fn is_zombie(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')')
-        .next()
-        .is_some_and(|rest| rest.trim_start().starts_with('Z'))
 }

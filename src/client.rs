@@ -31,7 +31,7 @@ use crate::api::peeks::{NewPeek, Peek};
 use crate::api::pgs::{Acted, Action, LogText, NewPg, Pg, PgDetails};
 use crate::api::problem::Problem;
 use crate::api::snapshots::{NewSnapshot, Snapshot, SnapshotChange};
-use crate::api::status::{Status, Stop};
+use crate::api::status::{Status, Stop, Upgrade};
 use crate::api::storages::{NewStorage, Storage, StorageName};
 use crate::error::{Error, Kind, Result};
 use crate::output::note;
@@ -83,6 +83,10 @@ impl Client {
 
     pub fn stop(&self, stop: &Stop) -> Result<()> {
         self.post("/stop", stop)
+    }
+
+    pub fn upgrade(&self, upgrade: &Upgrade) -> Result<()> {
+        self.post("/upgrade", upgrade)
     }
 
     pub fn branches(&self) -> Result<Vec<Branch>> {

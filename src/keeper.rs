@@ -121,7 +121,10 @@ impl Keeper {
                 Some(code) if code == 0 || !ever_ready => return Ok(code),
                 _ => tracing::error!("the service {}: the next one takes over", described(end.status)),
             }
-            self.crashed = !matches!(end.status, WaitStatus::Signaled(_, Signal::SIGKILL | Signal::SIGTERM, _));
+            self.crashed = !matches!(
+                end.status,
+                WaitStatus::Signaled(_, Signal::SIGKILL | Signal::SIGTERM, _)
+            );
             died_young = if end.lived >= WELL { 0 } else { died_young + 1 };
             match end.was_ready {
                 true => down_since = Instant::now(),
@@ -177,7 +180,11 @@ impl Keeper {
             .map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()))
             .collect::<std::result::Result<_, _>>()?;
         let reserved = ["NOTIFY_SOCKET=", "LISTEN_", "ZENITH_CRASHED="];
-        variables.retain(|variable| !reserved.iter().any(|name| variable.to_bytes().starts_with(name.as_bytes())));
+        variables.retain(|variable| {
+            !reserved
+                .iter()
+                .any(|name| variable.to_bytes().starts_with(name.as_bytes()))
+        });
         variables.push(CString::new(format!("NOTIFY_SOCKET={}", self.notices.address()))?);
         variables.push(CString::new(format!("LISTEN_FDS={}", self.held.len()))?);
         variables.push(CString::new(format!("LISTEN_FDNAMES={}", self.held.names()))?);

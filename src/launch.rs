@@ -44,6 +44,12 @@ pub enum Down {
     Failed(Problem),
 }
 
+impl From<Error> for Down {
+    fn from(error: Error) -> Down {
+        Down::Failed(error.into())
+    }
+}
+
 impl From<Down> for Error {
     fn from((Down::Locked(problem) | Down::Failed(problem)): Down) -> Error {
         problem.into()

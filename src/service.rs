@@ -101,17 +101,17 @@ pub fn run(dir: &Path, listen: Option<&str>) -> Result<i32> {
 pub fn run_kept(dir: &Path, listen: Option<&str>) -> Result<i32> {
     match startup::start(dir, listen) {
         Ok(running) => {
-            startup::tell(&Ok(()));
+            tell(&Ok(()));
             running.serve()
         }
         Err(down) => {
-            startup::tell(&Err(down.clone()));
+            tell(&Err(down.clone()));
             Err(down.into())
         }
     }
 }
 
-pub use startup::leave_session;
+pub use startup::{leave_session, tell};
 
 impl Service {
     fn new(store: Arc<Store>, http: Http, parent: Arc<Parent>, inherited: &mut Inherited) -> Result<Service> {
@@ -230,8 +230,10 @@ impl Service {
     /// it, and while somebody looks into a snapshot, unless forced.
     pub fn upgrade(self: &Arc<Self>, upgrade: &Upgrade) -> Result<()> {
         if !self.parent.exists() {
-            return Err(Error::refused("nobody stands behind this service who would start the next one")
-                .hint("`zenith stop`, then `zenith start` with the new program"));
+            return Err(
+                Error::refused("nobody stands behind this service who would start the next one")
+                    .hint("`zenith stop`, then `zenith start` with the new program"),
+            );
         }
         check_program(&upgrade.program)?;
         self.gate.close(|| self.close_peeks(upgrade.force))?;

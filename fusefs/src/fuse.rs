@@ -363,7 +363,10 @@ impl Filesystem for Fuse {
     }
 
     fn lseek(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        reply::found(reply, self.serve(req, |fs, _serving| seek(fs, node(ino), offset, whence)));
+        reply::found(
+            reply,
+            self.serve(req, |fs, _serving| seek(fs, node(ino), offset, whence)),
+        );
     }
 
     fn copy_file_range(

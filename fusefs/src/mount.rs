@@ -7,15 +7,15 @@
 mod check;
 mod error;
 mod keeping;
-mod record;
-#[cfg(target_os = "linux")]
-mod session;
 #[cfg(target_os = "linux")]
 #[path = "mount/linux.rs"]
 mod platform;
 #[cfg(not(target_os = "linux"))]
 #[path = "mount/macos.rs"]
 mod platform;
+mod record;
+#[cfg(target_os = "linux")]
+mod session;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -108,7 +108,9 @@ impl Mount {
     ) -> Result<Mount, MountError> {
         let fs = Arc::new(fs);
         let watched = Arc::downgrade(&fs);
-        let Kept { device: fuse, record, .. } = kept;
+        let Kept {
+            device: fuse, record, ..
+        } = kept;
         record.take_over(crashed);
         let lost = |error| MountError::lost(mountpoint, error);
         let session = Fuse::new(fs.clone(), record.clone())
@@ -250,7 +252,11 @@ fn end_orphans(fs: Arc<Fs>, fuse: std::os::fd::OwnedFd) {
     let orphans = fs.orphans();
     let end = move || {
         for node in orphans {
-            match node.id().map_err(io::Error::from).and_then(|id| session::is_held(fuse.as_fd(), id)) {
+            match node
+                .id()
+                .map_err(io::Error::from)
+                .and_then(|id| session::is_held(fuse.as_fd(), id))
+            {
                 Ok(true) => {}
                 Ok(false) => fs.forget(node, 0),
                 Err(error) => tracing::warn!("whether {node:?} is still open can't be told: {error}"),

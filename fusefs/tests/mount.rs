@@ -440,7 +440,13 @@ fn an_unmount_from_outside_is_noticed() {
 fn nothing_is_mounted_on_a_mount() {
     let scratch = scratch("twice");
     let mounted = Mounted::new("twice", scratch.head());
-    let again = Mount::new(scratch.head(), &mounted.dir, &Options::new("again"), || {});
+    let again = Mount::new(
+        scratch.head(),
+        &mounted.dir,
+        &Options::new("again"),
+        Keeping::none(),
+        || {},
+    );
     assert!(matches!(again, Err(MountError::AlreadyMounted { .. })));
 }
 

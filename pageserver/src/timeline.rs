@@ -181,7 +181,13 @@ impl Timeline {
         }
     }
 
-    pub fn create<'r>(&self, parent: Ino, name: &OsStr, node: NewNode, request: impl Into<Request<'r>>) -> FsResult<Attr> {
+    pub fn create<'r>(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        node: NewNode,
+        request: impl Into<Request<'r>>,
+    ) -> FsResult<Attr> {
         let request = request.into();
         let ino = self.shared.new_ino().map_err(|e| self.db_failed(&e))?;
         self.mutate(&request, |ns| {
@@ -404,10 +410,14 @@ impl Timeline {
             return Err(Errno::EIO);
         }
         let data = self.view.files.get(ino).map_or(Ok(()), |file| file.sync());
-        self.shared.settle().and(data).and_then(|()| self.shared.db.sync()).map_err(|e| {
-            self.poison_after(&e);
-            self.failed("sync", ino, &e)
-        })
+        self.shared
+            .settle()
+            .and(data)
+            .and_then(|()| self.shared.db.sync())
+            .map_err(|e| {
+                self.poison_after(&e);
+                self.failed("sync", ino, &e)
+            })
     }
 
     /// Makes everything durable, as an unmount does.

@@ -37,7 +37,8 @@ impl Start {
         match (self.spawned, self.kept, self.resume) {
             (true, ..) => {
                 service::leave_session();
-                return end(launch::keep(&dir, listen, false)?);
+                let kept = launch::keep(&dir, listen, false);
+                return end(kept.inspect_err(|error| service::tell(&Err(error.clone().into())))?);
             }
             (_, true, _) => return end(service::run_kept(&dir, listen)?),
             (.., true) => return end(launch::keep(&dir, listen, false)?),

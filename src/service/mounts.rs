@@ -140,7 +140,15 @@ impl Service {
         };
         let keeping = self.parent.still_keeping(kept.number, kept.label());
         let options = Options::new(&place.view);
-        Ok(Mount::resume(fs, kept, &place.dir, &options, keeping, crashed, self.forgetting())?)
+        Ok(Mount::resume(
+            fs,
+            kept,
+            &place.dir,
+            &options,
+            keeping,
+            crashed,
+            self.forgetting(),
+        )?)
     }
 
     /// What is done when a mount has ended.

@@ -17,9 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use fusefs::{Keeper, Keeping, Kept};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket,
-};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket};
 use nix::unistd::pipe2;
 
 use crate::api::storages::StorageName;
@@ -115,12 +113,7 @@ fn set_cloexec(fd: RawFd) -> bool {
 }
 
 fn connect(name: &str) -> io::Result<(OwnedFd, UnixAddr)> {
-    let socket = socket(
-        AddressFamily::Unix,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     Ok((socket, address(name)?))
 }
 

@@ -11,10 +11,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Ending, RESTART, Service};
 use super::door::{Door, Guests};
 use super::startup::{PidFile, Socket};
 use super::tcp::Tcp;
+use super::{Ending, RESTART, Service};
 use crate::api::{self, guard::Guard};
 use crate::error::{Error, Result};
 
@@ -146,13 +146,13 @@ async fn stop_on(mut signals: Signal, service: Arc<Service>) {
     let mut force = false;
     while signals.recv().await.is_some() {
         let service = service.clone();
-        match tokio::task::spawn_blocking(move || service.stop(force)).await {
+        let stopped = tokio::task::spawn_blocking(move || service.stop(force)).await;
+        let _the_same = tokio::time::timeout(SAME_SIGNAL, signals.recv()).await.is_ok();
+        match stopped {
             Ok(Ok(())) => return,
             Ok(Err(error)) => tracing::warn!("not stopping: {}; a second signal forces it", error.message),
             Err(error) => tracing::error!("stop failed: {error}"),
         }
         force = true;
-        let meanwhile = tokio::time::timeout(SAME_SIGNAL, signals.recv());
-        let _the_same = meanwhile.await.is_ok();
     }
 }

@@ -16,8 +16,8 @@ use nix::unistd::{dup2_stdout, setsid};
 use pageserver::{Disk, Store};
 use tokio::runtime::{Builder, Runtime};
 
-use super::serve::Running;
 use super::parent::{self, Inherited, Parent};
+use super::serve::Running;
 use super::{Service, tcp};
 use crate::api::storages::StorageName;
 use crate::client::{socket_dir, socket_path};

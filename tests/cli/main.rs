@@ -3,6 +3,8 @@
 mod bad_input;
 mod command_line;
 mod commands;
+#[path = "../support/service.rs"]
+mod processes;
 mod rest;
 mod sandbox;
 mod service;

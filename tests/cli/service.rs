@@ -93,13 +93,13 @@ fn what_a_forced_stop_finds_unwritten_is_kept() {
 }
 
 #[test]
-fn after_kill_9_the_next_command_starts_the_service_and_mounts_again() {
+fn after_kill_9_of_service_and_keeper_the_next_command_mounts_again() {
     let sandbox = Sandbox::new("killed");
     sandbox.ok(&["mount", "main", "m", "--create"]);
     fs::write(sandbox.path("m/file"), "synced").expect("written");
     sync(&sandbox.path("m/file"));
     let _open = File::open(sandbox.path("m/file")).expect("opened");
-    sandbox.kill_9();
+    sandbox.kill_with_keeper();
     assert!(fs::read_dir(sandbox.path("m")).is_err(), "nobody answers");
     sandbox.refused(5, &["status"], "no service runs", "zenith start");
     sandbox.ok(&["branch"]);
@@ -251,7 +251,7 @@ fn a_cluster_whose_service_is_killed_is_taken_away() {
     client.kill().and_then(|()| client.wait()).expect("killed");
     let dir = sandbox.unfinished().expect("a directory");
     assert!(dir.exists());
-    sandbox.kill_9();
+    sandbox.kill_service();
     kill(child, Signal::SIGKILL).expect("killed");
     assert_eq!(sandbox.json(&["branch"]).as_array().map(Vec::len), Some(0));
     assert!(!dir.exists(), "{}", dir.display());
@@ -263,7 +263,7 @@ fn an_init_whose_service_is_killed_leaves_nothing() {
     let initdb = Initdb::fake(&sandbox, "exec sleep 60");
     let client = sandbox.spawn(&["init", "--pg-bin", initdb.dir()]);
     let child = initdb.begun();
-    sandbox.kill_9();
+    sandbox.kill_service();
     kill(child, Signal::SIGKILL).expect("killed");
     let output = client.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(1), "{output:?}");

@@ -61,7 +61,9 @@ impl Requests {
         let id = request.unique().0;
         let (number, again) = (id & !AGAIN, id & AGAIN != 0);
         if again && self.record.crashes(number) >= CRASHES_MAX {
-            tracing::error!("request {number:x} was being served in {CRASHES_MAX} crashes: it is answered with an error");
+            tracing::error!(
+                "request {number:x} was being served in {CRASHES_MAX} crashes: it is answered with an error"
+            );
             return Err(Errno::EIO);
         }
         THREAD.with(|thread| {

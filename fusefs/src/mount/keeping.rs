@@ -159,9 +159,7 @@ mod tests {
             let fd = std::os::fd::AsFd::as_fd(&device);
             keeping(number, label).keep(fd, &record).expect("kept");
         }
-        keeper
-            .keep("lock", std::os::fd::AsFd::as_fd(&device))
-            .expect("kept");
+        keeper.keep("lock", std::os::fd::AsFd::as_fd(&device)).expect("kept");
         keeping(1, b"").let_go();
         let mut held = std::mem::take(&mut *keeper.0.lock().expect("whole"));
         let kept = Kept::among(&mut held);

@@ -37,8 +37,7 @@ pub fn open(
 ) -> Result<Session<Fuse>, MountError> {
     let keep = |device: &OwnedFd| keeping.keep(device.as_fd(), record);
     let device = attach(mountpoint, options, fs.is_read_only(), keep)?;
-    let session =
-        Fuse::new(fs, record.clone()).and_then(|fuse| session::begin(fuse, &device, record, config(options)));
+    let session = Fuse::new(fs, record.clone()).and_then(|fuse| session::begin(fuse, &device, record, config(options)));
     session.map_err(|error| abandon(mountpoint, error))
 }
 

@@ -98,12 +98,7 @@ fn greeting(device: &OwnedFd) -> io::Result<Vec<u8>> {
 
 /// Has fuser greeted; returns what it replies.
 fn greet(fuse: Fuse, init: &[u8], config: Config) -> io::Result<(Session<Fuse>, Vec<u8>)> {
-    let (ours, theirs) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )?;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     send(ours.as_raw_fd(), init, MsgFlags::MSG_NOSIGNAL)?;
     let session = Session::from_fd(fuse, theirs, SessionACL::All, config)?;
     let mut reply = vec![0; GREETING_ROOM];

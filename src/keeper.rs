@@ -36,6 +36,7 @@ use nix::unistd::{ForkResult, Pid, dup2_stdout, execve, fork, setsid};
 
 use crate::error::{Error, Result};
 use crate::service::{RESTART, parent};
+use crate::store_dir;
 use held::Held;
 use notices::Notices;
 
@@ -71,6 +72,7 @@ pub fn run(plan: &Plan) -> Result<i32> {
 }
 
 struct Keeper {
+    store: PathBuf,
     arguments: Vec<CString>,
     held: Held,
     notices: Notices,
@@ -97,6 +99,7 @@ impl Keeper {
             dup2_stdout(null()?)?;
         }
         Ok(Keeper {
+            store: plan.store.into(),
             arguments: arguments(plan)?,
             held,
             notices: Notices::listen()?,
@@ -128,6 +131,8 @@ impl Keeper {
             died_young = if end.lived >= WELL { 0 } else { died_young + 1 };
             match end.was_ready {
                 true => down_since = Instant::now(),
+                // It was deleted, so nothing is left to wait for.
+                false if !store_dir::is_store(&self.store) => return Ok(1),
                 false if down_since.elapsed() > PATIENCE => return Ok(gave_up()),
                 false => {}
             }

@@ -3,10 +3,12 @@
 #[allow(dead_code)]
 mod common;
 
+use std::cell::Cell;
+
 use common::{NOW, Scratch, os, snapshot};
 use fusefs::{Caller, Entry, Fs, Keep, Name, Node, Opening};
 use nix::errno::Errno;
-use pageserver::{Kind, NewKind, Rename, Seek, SetAttr, Start};
+use pageserver::{Kind, NewKind, Rename, Request, Seek, SetAttr, Start};
 
 const ALICE: Caller = Caller { uid: 1000, gid: 100 };
 
@@ -346,4 +348,107 @@ fn names_end_at_255_bytes() {
     assert_eq!(lookup(&fs, &[&long]), Err(Errno::ENAMETOOLONG));
     let made = fs.mkdir(at(Node::ROOT, &long), 0o755, ALICE, NOW);
     assert_eq!(made, Err(Errno::ENAMETOOLONG));
+}
+
+/// A change of names that the kernel asks for twice.
+type ChangeOnce = fn(&Fs, Request) -> Result<(), Errno>;
+
+const CHANGES: [(&str, ChangeOnce); 8] = [
+    ("create", |fs, request| {
+        let name = at(Node::ROOT, "new");
+        fs.create_and_open(name, 0o600, true, ALICE, request).map(drop)
+    }),
+    ("mkdir", |fs, request| fs.mkdir(at(Node::ROOT, "new"), 0o700, ALICE, request).map(drop)),
+    ("symlink", |fs, request| {
+        let target = NewKind::Symlink("there".into());
+        fs.create(at(Node::ROOT, "new"), target, 0o777, ALICE, request).map(drop)
+    }),
+    ("link", |fs, request| {
+        let node = fs.lookup(Node::ROOT, os("a"))?.node;
+        fs.link(node, at(Node::ROOT, "new"), request).map(drop)
+    }),
+    ("unlink", |fs, request| fs.unlink(at(Node::ROOT, "a"), request)),
+    ("rmdir", |fs, request| fs.rmdir(at(Node::ROOT, "dir"), request)),
+    ("rename", |fs, request| {
+        fs.rename(at(Node::ROOT, "a"), at(Node::ROOT, "b"), Rename::Replace, request)
+    }),
+    ("exchange", |fs, request| {
+        fs.rename(at(Node::ROOT, "a"), at(Node::ROOT, "b"), Rename::Exchange, request)
+    }),
+];
+
+fn numbered(number: u64, again: bool) -> Request<'static> {
+    Request {
+        number: Some(number),
+        again,
+        ..NOW.into()
+    }
+}
+
+#[test]
+fn a_change_that_is_asked_for_again_by_the_next_process_is_made_once() {
+    for (what, change) in CHANGES {
+        for made_before in [true, false] {
+            let scratch = Scratch::new(&format!("again-{what}"), (0, 0));
+            let fs = scratch.head();
+            file(&fs, "a", "this is a");
+            file(&fs, "b", "this is b");
+            make(&fs, Node::ROOT, "dir", NewKind::Dir, 0o700);
+            if made_before {
+                assert_eq!(change(&fs, numbered(7, false)), Ok(()), "{what}");
+            }
+            let before = names_and_texts(&fs);
+            drop(fs);
+            let scratch = scratch.reopen();
+            let fs = scratch.resumed_head();
+            assert_eq!(change(&fs, numbered(7, true)), Ok(()), "{what}, made before: {made_before}");
+            let after = names_and_texts(&fs);
+            assert_eq!(before == after, made_before, "{what}: {before:?} {after:?}");
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_taken_or_destroyed_through_the_mount_is_so_once() {
+    let scratch = Scratch::new("again-snapshot", (0, 0));
+    let fs = scratch.head();
+    let taken = |again| fs.mkdir(at(Node::Snapshots, "t"), 0, ALICE, numbered(7, again)).map(|entry| entry.node);
+    let first = taken(false);
+    assert!(first.is_ok());
+    assert_eq!(taken(true), first);
+    assert_eq!(taken(false), Err(Errno::EEXIST));
+    let destroyed = |again| fs.rmdir(at(Node::Snapshots, "t"), numbered(8, again));
+    assert_eq!(destroyed(false), Ok(()));
+    assert_eq!(destroyed(true), Ok(()));
+    assert_eq!(destroyed(false), Err(Errno::ENOENT));
+}
+
+#[test]
+fn of_each_asker_one_result_is_kept_and_none_for_the_next_mount() {
+    let scratch = Scratch::new("answers", (0, 0));
+    let fs = scratch.head();
+    let last = Cell::new(None);
+    for number in 1..=3 {
+        let request = Request {
+            last: Some(&last),
+            ..numbered(number, false)
+        };
+        fs.mkdir(at(Node::ROOT, &format!("d{number}")), 0o700, ALICE, request).expect("made");
+    }
+    let timeline = scratch.timeline();
+    let known = || (1..=3).filter(|number| timeline.answer(&numbered(*number, true)) != Ok(None)).collect::<Vec<_>>();
+    assert_eq!(known(), [3]);
+    fs.begin();
+    assert!(known().is_empty());
+}
+
+fn names_and_texts(fs: &Fs) -> Vec<(String, Result<String, Errno>)> {
+    let node = |name: &str| lookup(fs, &[name]).map(|entry| entry.node);
+    let read = |name: String| {
+        let text = node(&name).and_then(|node| text(fs, node));
+        (name, text)
+    };
+    let mut found: Vec<_> = names(fs, Node::ROOT).into_iter().map(read).collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
 }

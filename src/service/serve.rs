@@ -52,11 +52,16 @@ impl Running {
         } = self;
         let served = runtime.block_on(serve(&socket, tcp, service.clone()));
         let restart = *service.stopped.borrow() == Some(Ending::Restart);
+        if restart {
+            // All of it is the next service's. The stores' locks above all are not to be given back.
+            std::mem::forget((service, pid));
+            return served.map(|()| RESTART);
+        }
         // The process file's lock goes last: `zenith stop` waits for it.
         drop((socket, runtime, service));
         drop(pid);
         tracing::info!("stopped");
-        served.map(|()| if restart { RESTART } else { 0 })
+        served.map(|()| 0)
     }
 }
 

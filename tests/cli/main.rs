@@ -3,6 +3,7 @@
 mod bad_input;
 mod command_line;
 mod commands;
+mod manager;
 #[path = "../support/service.rs"]
 mod processes;
 mod rest;

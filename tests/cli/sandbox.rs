@@ -58,7 +58,19 @@ impl Sandbox {
 
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(ZENITH);
-        command.args(arguments).current_dir(&self.dir);
+        command.args(arguments);
+        self.at_home(command)
+    }
+
+    /// A line of shell, in which `$0` is the program.
+    pub fn shell(&self, line: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", line, ZENITH]);
+        self.at_home(command)
+    }
+
+    fn at_home(&self, mut command: Command) -> Command {
+        command.current_dir(&self.dir);
         command
             .env("ZENITH_DIR", self.store())
             .env("ZENITH_LISTEN", "none")

@@ -53,6 +53,13 @@ impl Scratch {
         Scratch { store, dir }
     }
 
+    /// Closes the store and leaves it to the caller.
+    pub fn keep(self) -> PathBuf {
+        let path = self.dir.0.clone();
+        std::mem::forget(self.dir);
+        path
+    }
+
     pub fn timeline(&self) -> Arc<Timeline> {
         self.store.timeline(&main()).expect("the branch exists")
     }
@@ -61,11 +68,21 @@ impl Scratch {
         Fs::of_branch(self.timeline(), Box::new(Hidden(self.store.clone())))
     }
 
+    /// The head as a process has it that takes a mount over.
+    pub fn resumed_head(&self) -> Fs {
+        let timeline = self.store.resumed_timeline(&main()).expect("the branch exists");
+        Fs::of_branch(timeline, Box::new(Hidden(self.store.clone())))
+    }
+
     pub fn take(&self, tag: &str) -> SnapshotInfo {
         self.store
             .create_snapshot(&snapshot(tag), Keep::default(), NOW)
             .expect("a snapshot")
     }
+}
+
+pub fn hidden(store: &Arc<Store>) -> Box<dyn Snapshots> {
+    Box::new(Hidden(store.clone()))
 }
 
 pub fn main() -> BranchName {

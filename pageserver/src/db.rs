@@ -77,6 +77,11 @@ impl Db {
         Ok(suspects.into_iter().filter(is_needed).collect())
     }
 
+    /// Forgets what of the closed database in `dir` was durable.
+    pub fn forget_mark(dir: &Path) -> io::Result<()> {
+        mark::forget(dir)
+    }
+
     /// Adds a put to a batch.
     pub fn put(&self, batch: &mut WriteBatch, family: &str, key: &[u8], value: &[u8]) {
         batch.put_cf(self.family(family), key, value);
@@ -173,7 +178,12 @@ fn families() -> [ColumnFamilyDescriptor; 2] {
 
 fn read_only(dir: &Path) -> Result<rocksdb::DB> {
     let options = database_options(false);
-    Ok(rocksdb::DB::open_cf_descriptors_read_only(&options, dir, families(), false)?)
+    Ok(rocksdb::DB::open_cf_descriptors_read_only(
+        &options,
+        dir,
+        families(),
+        false,
+    )?)
 }
 
 fn database_options(create: bool) -> Options {

@@ -81,7 +81,10 @@ impl Mark {
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
             let name = entry.file_name();
-            let Some(name) = name.to_str().filter(|name| name.ends_with(".log") || name.starts_with(MANIFEST)) else {
+            let Some(name) = name
+                .to_str()
+                .filter(|name| name.ends_with(".log") || name.starts_with(MANIFEST))
+            else {
                 continue;
             };
             match entry.metadata() {
@@ -178,6 +181,12 @@ pub fn suspects(dir: &Path) -> io::Result<Vec<Suspect>> {
         }
     }
     Ok(suspects)
+}
+
+/// Forgets what was synced.
+pub fn forget(dir: &Path) -> io::Result<()> {
+    fs::remove_file(dir.join(MARK_FILE))?;
+    File::open(dir)?.sync_all()
 }
 
 /// The manifest that RocksDB would open; empty where that can't be told, and RocksDB won't open.

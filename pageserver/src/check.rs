@@ -26,7 +26,7 @@ use std::sync::MutexGuard;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Catalog;
-use crate::db::{CATALOG, Db, NAMESPACE};
+use crate::db::{CATALOG, Db, NAMESPACE, Suspect};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::names::Tag;
@@ -184,25 +184,32 @@ pub fn check_closed(dir: &Path, disk: &Disk, repair: bool, progress: Progress) -
     let _lock = lock(dir)?;
     progress("looking at the database's log");
     let mut findings = found;
-    findings.extend(log_damage(dir)?);
-    findings.extend(match Db::open_read_only(&dir.join(DB_DIR)) {
-        Ok(db) => check_database(dir, disk, &db, progress),
-        Err(error) => vec![Finding::damage("db", format!("it can't be opened: {error}"))],
-    });
+    let (damage, lets_open) = log_damage(dir)?;
+    findings.extend(damage);
+    if lets_open {
+        findings.extend(match Db::open_read_only(&dir.join(DB_DIR)) {
+            Ok(db) => check_database(dir, disk, &db, progress),
+            Err(error) => vec![Finding::damage("db", format!("it can't be opened: {error}"))],
+        });
+    } else {
+        let what = "the database was not opened: nothing else was looked at";
+        findings.push(Finding::new(Severity::Note, "db", what));
+    }
     if repair {
         repair::closed(dir, disk, &mut findings)?;
     }
     Ok(findings)
 }
 
-/// What was synced and is damaged. One repair is for all of it: what RocksDB replays ends at the first damage.
-fn log_damage(dir: &Path) -> Result<Vec<Finding>> {
+/// What was synced and is damaged, and whether the database can be opened all the same. One repair is for all of it: what
+/// RocksDB replays ends at the first damage.
+fn log_damage(dir: &Path) -> Result<(Vec<Finding>, bool)> {
     let suspects = match Db::damage(&dir.join(DB_DIR)) {
-        Err(Error::Db(error)) => return Ok(vec![Finding::damage("db", error.to_string())]),
+        Err(Error::Db(error)) => return Ok((vec![Finding::damage("db", error.to_string())], false)),
         suspects => suspects?,
     };
     let all_logs = suspects.iter().all(|suspect| suspect.log_number().is_some());
-    let finding = |suspect: &crate::db::Suspect| {
+    let finding = |suspect: &Suspect| {
         let finding = Finding::damage("db", suspect.describe());
         if all_logs {
             finding.repair(Repair::CutLog)
@@ -210,7 +217,8 @@ fn log_damage(dir: &Path) -> Result<Vec<Finding>> {
             finding
         }
     };
-    Ok(suspects.iter().map(finding).collect())
+    let lets_open = suspects.iter().all(Suspect::lets_open);
+    Ok((suspects.iter().map(finding).collect(), lets_open))
 }
 
 fn check_database(dir: &Path, disk: &Disk, db: &Db, progress: Progress) -> Vec<Finding> {

@@ -19,6 +19,7 @@ use rocksdb::{
 
 use crate::error::{Error, Result};
 use crate::sync_point::SyncPoint;
+use frames::State;
 use mark::Mark;
 pub use mark::Suspect;
 
@@ -68,17 +69,22 @@ impl Db {
     /// What was durable in the closed database in `dir` and is no longer what it was.
     pub fn damage(dir: &Path) -> Result<Vec<Suspect>> {
         let suspects = mark::suspects(dir).map_err(Error::io(format!("look at {}", dir.display())))?;
-        if suspects.iter().all(|suspect| suspect.log_number().is_none()) {
+        if suspects.is_empty() || !suspects.iter().all(Suspect::lets_open) {
             return Ok(suspects);
         }
         // A log is gone for good once all of it is in tables.
         let needed_from = read_only(dir)?.property_int_value(properties::MIN_LOG_NUMBER_TO_KEEP)?;
-        let is_needed = |suspect: &Suspect| suspect.log_number() >= needed_from || suspect.log_number().is_none();
+        let is_needed = |suspect: &Suspect| suspect.log_number() >= needed_from;
         Ok(suspects.into_iter().filter(is_needed).collect())
     }
 
-    /// Forgets what of the closed database in `dir` was durable.
-    pub fn forget_mark(dir: &Path) -> io::Result<()> {
+    /// Has the next open take damage of the closed database's logs for their end.
+    pub fn cut_logs(dir: &Path) -> io::Result<()> {
+        for suspect in mark::suspects(dir)? {
+            if let (Some(_), State::Endless(at)) = (suspect.log_number(), suspect.state) {
+                frames::end(&dir.join(&suspect.name), at)?;
+            }
+        }
         mark::forget(dir)
     }
 

@@ -132,5 +132,5 @@ fn put_log_aside(dir: &Path, disk: &Disk) -> Result<()> {
     }
     disk.sync_dir(&dir.join(LOST_DIR))
         .map_err(Error::io(format!("sync {}", dir.join(LOST_DIR).display())))?;
-    Db::forget_mark(&db).map_err(Error::io("forget what the database's log was"))
+    Db::cut_logs(&db).map_err(Error::io("forget what the database's log was"))
 }

@@ -6,10 +6,12 @@
 //!
 //! The checksum covers the type and the bytes and is rotated and moved ("masked"); numbers are little-endian. RocksDB takes a frame
 //! that is not sound for the end of what was written, as a power cut leaves it. Whoever knows how much was durable
-//! can tell the one from the other. The format: `db/log_format.h` and `util/crc32c.h` of RocksDB.
+//! can tell the one from the other. And there are frames that RocksDB reads again and again without an end: those of
+//! a recycled file, in one that is not. We recycle none. The format: `db/log_format.h` and `util/crc32c.h` of RocksDB.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 const BLOCK: usize = 32 * 1024;
@@ -25,21 +27,35 @@ pub enum State {
     Short(u64),
     /// The frame here is not as it was written.
     Damaged(u64),
+    /// As damaged, and RocksDB must not come by: it would never return.
+    Endless(u64),
 }
 
-/// Looks at the first `len` bytes of a file, which end with a frame.
+/// Looks at a file whose first `len` bytes, which end with a frame, were durable.
 pub fn examine(path: &Path, len: u64) -> io::Result<State> {
     let bytes = match fs::read(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(State::Missing),
         bytes => bytes?,
     };
-    Ok(match bytes.get(..len as usize) {
-        None => State::Short(bytes.len() as u64),
-        Some(durable) => match sound_len(durable) {
-            sound if sound == durable.len() => State::Sound,
-            sound => State::Damaged(sound as u64),
-        },
+    let sound = sound_len(&bytes);
+    Ok(match sound as u64 {
+        at if is_endless(&bytes[sound..]) => State::Endless(at),
+        _ if (bytes.len() as u64) < len => State::Short(bytes.len() as u64),
+        at if at < len => State::Damaged(at),
+        _ => State::Sound,
     })
+}
+
+/// Has what stands behind `at` be no frame of any kind.
+pub fn end(path: &Path, at: u64) -> io::Result<()> {
+    let file = fs::File::options().write(true).open(path)?;
+    file.write_all_at(&[0; HEADER], at)?;
+    file.sync_all()
+}
+
+/// Whether a frame that is not sound says that it is of a recycled file.
+fn is_endless(frame: &[u8]) -> bool {
+    matches!(frame.get(HEADER - 1), Some(5..=8 | 11 | 131))
 }
 
 /// How many bytes from the start are whole and sound frames.
@@ -85,6 +101,21 @@ mod tests {
         let long = frame(&vec![7; BLOCK - HEADER - 3]);
         let log = [long, vec![0; 3], frame(b"next block"), frame(b"")].concat();
         assert_eq!(sound_len(&log), log.len());
+    }
+
+    /// RocksDB 11.8 never returns from such a file (`Reader::ReadPhysicalRecord` takes nothing from its buffer).
+    #[test]
+    fn a_frame_that_rocksdb_never_gets_past_is_told_wherever_it_is() {
+        let path = std::env::temp_dir().join(format!("zenith-frames-{}", std::process::id()));
+        let mut log = [frame(b"first"), frame(b"second")].concat();
+        let second = frame(b"first").len();
+        log[second + 6] ^= 4;
+        fs::write(&path, &log).expect("written");
+        let states = [0, second, log.len()].map(|len| examine(&path, len as u64).expect("read"));
+        assert_eq!(states, [State::Endless(second as u64); 3]);
+        end(&path, second as u64).expect("ended");
+        assert_eq!(examine(&path, second as u64).expect("read"), State::Sound);
+        fs::remove_file(&path).expect("removed");
     }
 
     #[test]

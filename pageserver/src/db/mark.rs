@@ -52,13 +52,18 @@ impl Suspect {
         self.name.strip_suffix(".log")?.parse().ok()
     }
 
+    /// Whether the database can be opened in spite of it, if only for reading.
+    pub fn lets_open(&self) -> bool {
+        self.log_number().is_some() && !matches!(self.state, State::Endless(_))
+    }
+
     pub fn describe(&self) -> String {
         let name = &self.name;
         match self.state {
             State::Sound => format!("db/{name} is sound"),
             State::Missing => format!("db/{name} is missing"),
             State::Short(len) => format!("db/{name} ends early, after {len} bytes"),
-            State::Damaged(at) => format!("db/{name} is damaged at byte {at}"),
+            State::Damaged(at) | State::Endless(at) => format!("db/{name} is damaged at byte {at}"),
         }
     }
 }
@@ -77,22 +82,7 @@ impl Mark {
 
     /// The lengths of log and manifest as they are, to be noted when they are durable.
     pub fn lengths(&self) -> io::Result<Lengths> {
-        let mut lengths = Lengths::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let Some(name) = name
-                .to_str()
-                .filter(|name| name.ends_with(".log") || name.starts_with(MANIFEST))
-            else {
-                continue;
-            };
-            match entry.metadata() {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                metadata => drop(lengths.insert(name.into(), metadata?.len())),
-            }
-        }
-        Ok(lengths)
+        lengths(&self.dir)
     }
 
     /// Notes lengths of logs that a sync has made durable meanwhile. The manifest is synced here where it has changed.
@@ -140,6 +130,23 @@ impl Mark {
     }
 }
 
+fn lengths(dir: &Path) -> io::Result<Lengths> {
+    let mut lengths = Lengths::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_ours = |name: &&str| name.ends_with(".log") || name.starts_with(MANIFEST);
+        let Some(name) = name.to_str().filter(is_ours) else {
+            continue;
+        };
+        match entry.metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            metadata => drop(lengths.insert(name.into(), metadata?.len())),
+        }
+    }
+    Ok(lengths)
+}
+
 fn encode(lengths: &Lengths) -> Vec<u8> {
     let mut text = String::new();
     for (name, len) in lengths {
@@ -167,12 +174,16 @@ fn decode(bytes: &[u8]) -> Option<Lengths> {
 /// What of a closed database is no longer what was synced. Logs that RocksDB did not need any more can be among them.
 pub fn suspects(dir: &Path) -> io::Result<Vec<Suspect>> {
     let marked = match fs::read(dir.join(MARK_FILE)) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Lengths::new(),
         bytes => decode(&bytes?).unwrap_or_default(),
+    };
+    let there = match lengths(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Lengths::new(),
+        there => there?.into_keys().map(|name| (name, 0)).collect(),
     };
     let current = current_manifest(dir)?;
     let mut suspects = Vec::new();
-    for (name, len) in marked {
+    for (name, len) in there.into_iter().chain(marked).collect::<Lengths>() {
         // Numbers are written with leading zeros, so names sort as they were made.
         let is_replaced = name.starts_with(MANIFEST) && name < current;
         let state = frames::examine(&dir.join(&name), len)?;

@@ -230,9 +230,7 @@ fn inspect(layer: &Layer, name: &str, path: &Path) -> std::result::Result<Found,
     }) {
         Ok(None) => Err(format!("the backing file {name} is no regular file")),
         Ok(Some(file)) if file.stat.size > FILE_SIZE_MAX => Err(format!("the backing file {name} is too large")),
-        Ok(Some(file)) if file.floor.is_some_and(|floor| floor > file.stat.size) => {
-            Err(format!("the backing file {name} has its floor above its end"))
-        }
+        // A floor above the end is one that a later cut has lowered.
         Ok(Some(file)) => Ok(file),
         Err(error) => Err(format!("the backing file {name}: {error}")),
     }

@@ -141,8 +141,9 @@ fn unreachable(ns: &Namespace) -> impl Iterator<Item = Ino> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::namespace::ops::{Place, create, link, new_inode};
-    use crate::types::{NewKind, NewNode, Time};
+    use crate::namespace::ops::{Place, create, leave_out, link, new_inode, rename, unlink};
+    use crate::pg::Purpose;
+    use crate::types::{NewKind, NewNode, Rename, Time};
 
     fn node(kind: NewKind) -> NewNode {
         NewNode {
@@ -153,16 +154,19 @@ mod tests {
         }
     }
 
+    fn place(parent: Ino, name: &str) -> Place<'_> {
+        Place {
+            parent,
+            name: OsStr::new(name),
+        }
+    }
+
     /// `/dir/file`, and `/link` to the same.
     fn tree() -> Namespace {
         let mut ns = Namespace::default();
         let now = Time::default();
         let root = new_inode(node(NewKind::Dir), Ino::ROOT, now).expect("made");
         ns.apply(Change::SetInode(Ino::ROOT, root));
-        let place = |parent, name: &'static str| Place {
-            parent,
-            name: OsStr::new(name),
-        };
         for (parent, name, ino, kind) in [
             (Ino::ROOT, "dir", Ino(20), NewKind::Dir),
             (Ino(20), "file", Ino(21), NewKind::File),
@@ -222,6 +226,24 @@ mod tests {
             let whats = after(change.clone());
             assert!(whats.iter().any(|what| what.contains(told)), "{change:?}: {whats:?}");
         }
+    }
+
+    /// A file with two names in directories that a copy empties.
+    #[test]
+    fn what_a_copy_leaves_out_leaves_a_sound_tree() {
+        let mut ns = tree();
+        let (from, to) = (place(Ino::ROOT, "dir"), place(Ino::ROOT, "pg_stat_tmp"));
+        let moved = rename(&ns, from, to, Rename::Replace, Time::default()).expect("renamed");
+        moved.changes.into_iter().for_each(|change| ns.apply(change));
+        let again = link(&ns, Ino(21), place(Ino(20), "again"), Time::default()).expect("linked");
+        again.changes.into_iter().for_each(|change| ns.apply(change));
+        let gone = unlink(&ns, place(Ino::ROOT, "link"), Time::default()).expect("unlinked");
+        gone.changes.into_iter().for_each(|change| ns.apply(change));
+        leave_out(&ns, Purpose::Clone)
+            .into_iter()
+            .for_each(|change| ns.apply(change));
+        assert_eq!(whats(&ns), Vec::<String>::new());
+        assert!(ns.inode(Ino(21)).is_err(), "nothing of it is left");
     }
 
     #[test]

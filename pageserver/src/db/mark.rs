@@ -105,8 +105,11 @@ impl Mark {
         }
         lengths.retain(|_, len| *len > 0);
         if *noted != lengths {
-            self.file.write_all_at(&encode(&lengths), 0)?;
-            *noted = lengths;
+            // Without a mark that is new, damage is told less well; what was synced is durable all the same.
+            match self.file.write_all_at(&encode(&lengths), 0) {
+                Ok(()) => *noted = lengths,
+                Err(error) => tracing::warn!(%error, "how far the database's log is durable can't be noted"),
+            }
         }
         Ok(())
     }

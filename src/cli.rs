@@ -17,6 +17,7 @@ mod status;
 mod stop;
 mod storage;
 mod umount;
+mod upgrade;
 mod version;
 
 use std::env;
@@ -100,6 +101,7 @@ enum Command {
     Status(status::Status),
     Start(start::Start),
     Stop(stop::Stop),
+    Upgrade(upgrade::Upgrade),
     Version(version::Version),
     Completion(completion::Completion),
     Man(man::Man),
@@ -139,6 +141,7 @@ impl Cli {
             Command::Status(verb) => verb.run(&context),
             Command::Start(verb) => verb.run(&context),
             Command::Stop(verb) => verb.run(&context),
+            Command::Upgrade(verb) => verb.run(&context),
             Command::Version(verb) => verb.run(&context),
             Command::Completion(verb) => verb.run(),
             Command::Man(verb) => verb.run(&context),

@@ -4,12 +4,13 @@
 //! socket may do everything, so it is the owner's alone.
 
 use std::fmt::Display;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
@@ -32,7 +33,7 @@ use crate::api::peeks::{NewPeek, Peek};
 use crate::api::pgs::{Acted, Action, LogText, NewPg, Pg, PgDetails};
 use crate::api::problem::Problem;
 use crate::api::snapshots::{NewSnapshot, Snapshot, SnapshotChange};
-use crate::api::status::{Status, Stop};
+use crate::api::status::{Status, Stop, Upgrade};
 use crate::api::storages::{NewStorage, Storage, StorageName};
 use crate::error::{Error, Kind, Result};
 use crate::output::note;
@@ -51,6 +52,9 @@ pub type Start = Box<dyn Fn(&Path) -> Result<()>>;
 
 /// How long requests are sent again while services end before they take them.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often to look for the next service.
+const PAUSE: Duration = Duration::from_millis(10);
 
 impl Client {
     /// Requests fail with [`Kind::NoService`] when none runs.
@@ -84,6 +88,10 @@ impl Client {
 
     pub fn stop(&self, stop: &Stop) -> Result<()> {
         self.post("/stop", stop)
+    }
+
+    pub fn upgrade(&self, upgrade: &Upgrade) -> Result<()> {
+        self.post("/upgrade", upgrade)
     }
 
     pub fn branches(&self) -> Result<Vec<Branch>> {
@@ -307,6 +315,12 @@ impl Client {
                 (Err(error), Some(start)) if error.kind == Kind::NoService && Instant::now() < deadline => {
                     start(&self.store)?;
                 }
+                // The next service is about to answer, or this one to end.
+                (Err(error), None)
+                    if error.kind == Kind::NoService && is_held(&self.store) && Instant::now() < deadline =>
+                {
+                    thread::sleep(PAUSE);
+                }
                 (answer, _) => return answer.map(|()| whole.into()),
             }
         }
@@ -369,6 +383,12 @@ impl Client {
         ))
         .hint(format!("look into {}", self.store.join(store_dir::LOG).display()))
     }
+}
+
+/// Whether somebody has the store, a service or the keeper of one.
+fn is_held(store: &Path) -> bool {
+    let lock = File::open(store.join(store_dir::LOCK));
+    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// A request as it is sent, perhaps more than once.

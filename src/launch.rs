@@ -1,7 +1,7 @@
 //! Starting the service for a command, and waiting until it has ended.
 //!
-//! The service started here is this program again, in a session of its own, with its stderr in the store's log.
-//! It says once on its stdout how it came up ([`Report`]), which the starter passes on to its user. Of two started
+//! What is started here is this program again as the keeper, in a session of its own, with its stderr in the store's log; the keeper starts
+//! the service. That says once on its stdout how it came up ([`Report`]), which the starter passes on to its user. Of two started
 //! at once the store's lock lets one in; the other's starter waits until the first answers.
 
 use std::env;
@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 use crate::api::problem::Problem;
 use crate::client::Client;
 use crate::error::{Error, Result};
-use crate::store_dir;
+#[cfg(target_os = "linux")]
+use crate::{keeper, log};
+use crate::{service, store_dir};
 
 /// How long a service may take to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,12 +36,18 @@ const LOG_MAX: u64 = 8 << 20;
 pub type Report = std::result::Result<(), Down>;
 
 /// Why a service didn't come up.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Down {
     /// Another process holds the store's lock.
     Locked(Problem),
     Failed(Problem),
+}
+
+impl From<Error> for Down {
+    fn from(error: Error) -> Down {
+        Down::Failed(error.into())
+    }
 }
 
 impl From<Down> for Error {
@@ -83,6 +91,31 @@ pub fn check_owner(store: &Path) -> Result<()> {
         Error::refused(format!("the store {} belongs to the user {name}", store.display()))
             .hint(format!("run zenith as {name}, or take another store with --store")),
     )
+}
+
+/// Keeps a service until it ends; returns its exit code. In the foreground a service manager that holds descriptors does it itself: the
+/// service then runs in this process.
+#[cfg(target_os = "linux")]
+pub fn keep(store: &Path, listen: Option<&str>, foreground: bool) -> Result<i32> {
+    if foreground && service::parent::is_expected() {
+        return service::run(store, listen);
+    }
+    log::init()?;
+    let plan = keeper::Plan {
+        store,
+        listen,
+        foreground,
+    };
+    keeper::run(&plan)
+}
+
+/// The service runs alone.
+#[cfg(not(target_os = "linux"))]
+pub fn keep(store: &Path, listen: Option<&str>, foreground: bool) -> Result<i32> {
+    match foreground {
+        true => service::run(store, listen),
+        false => service::run_kept(store, listen),
+    }
 }
 
 fn spawn(store: &Path, listen: Option<&str>) -> Result<Report> {

@@ -21,10 +21,10 @@ mod door;
 mod gate;
 pub mod jobs;
 mod locks;
-mod log;
 mod memory;
 mod metrics;
 mod mounts;
+pub mod parent;
 mod peeks;
 mod pgs;
 mod serve;
@@ -37,14 +37,14 @@ pub mod token;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process;
+use std::process::{self, Command};
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use pageserver::Store;
 use tokio::sync::watch;
 
-use crate::api::status::{self, Http, Process, Status};
+use crate::api::status::{self, Http, Process, Status, Upgrade};
 use crate::api::storages::{NewStorage, Storage, StorageName};
 use crate::error::{Error, Result};
 use crate::store_dir;
@@ -55,6 +55,7 @@ use locks::BranchLocks;
 use memory::Memory;
 use metrics::Requests;
 use mounts::log_failure;
+use parent::{Inherited, Parent};
 use peeks::Peeks;
 use storages::Storages;
 use table::Table;
@@ -75,36 +76,52 @@ pub struct Service {
     /// Ports of temporary servers. Locked while a port is chosen, so that two don't choose the same.
     ports: Mutex<BTreeSet<u16>>,
     started: Timestamp,
-    /// Becomes true when the process is to end.
-    stopped: watch::Sender<bool>,
+    /// Who holds the mounts when this process dies.
+    parent: Arc<Parent>,
+    /// How the process is to end, as soon as it is.
+    stopped: watch::Sender<Option<Ending>>,
 }
 
-/// Runs the service of a store in the foreground until it is stopped.
-pub fn run(dir: &Path, listen: Option<&str>) -> Result<()> {
+/// What a service exits with that is to be started again, from a program that may be another.
+pub const RESTART: i32 = 75;
+
+/// How a service ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// For good: nothing is mounted any more.
+    Stop,
+    /// The next one takes its mounts over.
+    Restart,
+}
+
+/// Runs the service of a store until it is stopped; returns what to exit with.
+pub fn run(dir: &Path, listen: Option<&str>) -> Result<i32> {
     startup::start(dir, listen)?.serve()
 }
 
-/// The same in the background, for a starter that listens on stdout.
-pub fn run_spawned(dir: &Path, listen: Option<&str>) -> Result<()> {
-    startup::leave_session();
+/// The same below a keeper, for a starter that listens on stdout.
+pub fn run_kept(dir: &Path, listen: Option<&str>) -> Result<i32> {
     match startup::start(dir, listen) {
         Ok(running) => {
-            startup::tell(&Ok(()));
+            tell(&Ok(()));
             running.serve()
         }
         Err(down) => {
-            startup::tell(&Err(down));
-            Ok(())
+            tell(&Err(down.clone()));
+            Err(down.into())
         }
     }
 }
 
+pub use startup::{leave_session, tell};
+
 impl Service {
-    fn new(store: Arc<Store>, http: Http) -> Result<Service> {
+    fn new(store: Arc<Store>, http: Http, parent: Arc<Parent>, inherited: &mut Inherited) -> Result<Service> {
         let memory = Arc::new(Memory::load(&store.dir().join(store_dir::STATE))?);
         Ok(Service {
             table: Table::new(memory.clone()),
-            storages: Storages::open(store, memory.clone()),
+            storages: Storages::open(store, memory.clone(), parent.clone(), inherited)?,
+            parent,
             memory,
             jobs: Jobs::default(),
             peeks: Peeks::default(),
@@ -114,7 +131,7 @@ impl Service {
             gate: Gate::default(),
             ports: Mutex::default(),
             started: Timestamp::now(),
-            stopped: watch::Sender::new(false),
+            stopped: watch::Sender::new(None),
         })
     }
 
@@ -206,7 +223,42 @@ impl Service {
             self.unmount_all(force)
         })?;
         tracing::info!("stopping");
-        self.stopped.send_replace(true);
+        self.parent.tell_stopping();
+        self.stopped.send_replace(Some(Ending::Stop));
         Ok(())
+    }
+
+    /// Ends this service and has `program` be the next, which takes the mounts over while they are in use. Refused where nobody would start
+    /// it, and while somebody looks into a snapshot, unless forced.
+    pub fn upgrade(self: &Arc<Self>, upgrade: &Upgrade) -> Result<()> {
+        if !self.parent.exists() {
+            return Err(
+                Error::refused("nobody stands behind this service who would start the next one")
+                    .hint("`zenith stop`, then `zenith start` with the new program"),
+            );
+        }
+        check_program(&upgrade.program)?;
+        self.gate.close(|| self.close_peeks(upgrade.force))?;
+        tracing::info!("making way for {}", upgrade.program.display());
+        self.parent.tell_program(&upgrade.program);
+        self.stopped.send_replace(Some(Ending::Restart));
+        Ok(())
+    }
+}
+
+/// Whether a program is zenith, by its own words.
+fn check_program(program: &Path) -> Result<()> {
+    let refused = |why: String| {
+        Error::refused(format!("{} can't be the next service: {why}", program.display()))
+            .hint("give the path of a zenith program")
+    };
+    if !program.is_absolute() {
+        return Err(refused("its path is not absolute".into()));
+    }
+    let output = Command::new(program).arg("version").output();
+    let output = output.map_err(|error| refused(Error::io("run it")(error).message))?;
+    match output.status.success() && output.stdout.starts_with(b"zenith ") {
+        true => Ok(()),
+        false => Err(refused("it isn't zenith".into())),
     }
 }

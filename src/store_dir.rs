@@ -22,6 +22,9 @@ pub const SOCKET: &str = "zenith.sock";
 /// What makes a directory a store.
 const FORMAT: &str = "format";
 
+/// Locked by whoever has the store.
+pub const LOCK: &str = "lock";
+
 /// What the service logs when it isn't in the foreground.
 pub const LOG: &str = "service.log";
 
@@ -36,6 +39,11 @@ pub const TOKEN: &str = "api.token";
 
 /// The logs of the pgs' servers.
 pub const PG_LOGS: &str = "pgs";
+
+/// Whether there is a store, as far as can be seen.
+pub fn is_store(dir: &Path) -> bool {
+    dir.join(FORMAT).exists()
+}
 
 /// The store a command works on, as an absolute path without symbolic links.
 pub fn existing(flag: Option<&Path>) -> Result<PathBuf> {

@@ -3,6 +3,8 @@
 #[allow(dead_code, reason = "tests take what they need")]
 #[path = "support/postgres.rs"]
 mod postgres;
+#[path = "support/service.rs"]
+mod service;
 #[path = "support/store.rs"]
 mod store;
 
@@ -210,7 +212,7 @@ fn whoever_is_killed_no_pg_is_left_half_made() {
     for wait in [60, 250, 500] {
         let mut command = store.spawn(&["pg", "create", "-n", "shop", "--no-start", "--port", FAR_PORTS[0]]);
         thread::sleep(Duration::from_millis(wait));
-        store.kill_service();
+        service::kill_service(store.dir());
         command.wait().expect("ended");
         let pgs = names(&store.json(&["pg", "list"]));
         assert_eq!(pgs, names(&store.json(&["branch"])));
@@ -329,13 +331,21 @@ fn a_storage_holds_pgs_and_is_not_let_go_of_under_them() {
 }
 
 #[test]
-fn a_server_that_lost_its_service_is_ended_and_starts_again() {
+fn a_server_that_lost_its_mount_with_service_and_keeper_is_restarted() {
     let store = Store::new("orphan");
     store.zenith(&["pg", "create", "-n", "shop", "--port", FAR_PORTS[3]]);
     sql(&store, "shop", "create table t as select generate_series(1, 1000) n");
-    let old = store.json(&["pg", "show", "shop"])["pid"].as_i64().expect("a process");
-    store.kill_service();
-    store.zenith(&["pg", "start", "shop"]);
+    let pid = || store.json(&["pg", "show", "shop"])["pid"].as_i64();
+    let old = pid().expect("a process");
+    service::kill_with_keeper(store.dir());
+    until("another server runs", || {
+        let pg = store.json(&["pg", "show", "shop"]);
+        // One that has noticed its loss and ended by itself is a stopped one.
+        if pg["status"] == "stopped" {
+            store.run(&["pg", "start", "shop"]);
+        }
+        pg["status"] == "running" && pg["pid"] != old
+    });
     assert_eq!(sql(&store, "shop", "select count(*) from t"), "1000");
     assert!(
         !Path::new(&format!("/proc/{old}/cwd")).exists(),

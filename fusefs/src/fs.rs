@@ -134,13 +134,35 @@ impl Fs {
 
     /// The mount has ended: the kernel holds nothing of it any more, and all that was written is made durable.
     pub fn end(&self) {
-        for node in self.lookups.drain() {
+        for node in self.lookups.drain().into_iter().chain(self.orphans()) {
             self.let_go(node);
         }
+        self.forget_answers();
         if let Tree::Head(timeline) = &self.tree
             && let Err(error) = timeline.sync_all()
         {
             tracing::error!(branch = %timeline.branch(), "not all that was written is durable: {error}");
+        }
+    }
+
+    /// The mount is a new one: what is kept of requests is another's.
+    pub fn begin(&self) {
+        self.forget_answers();
+    }
+
+    fn forget_answers(&self) {
+        if let Tree::Head(timeline) = &self.tree
+            && let Err(error) = timeline.forget_answers()
+        {
+            tracing::error!(branch = %timeline.branch(), "results of old requests stay behind: {error}");
+        }
+    }
+
+    /// Files without a name. Some of them nobody has open any more, where the mount has outlived a process.
+    pub fn orphans(&self) -> Vec<Node> {
+        match &self.tree {
+            Tree::Head(timeline) => timeline.view().orphans().into_iter().map(Node::Own).collect(),
+            Tree::Sealed(_) => Vec::new(),
         }
     }
 

@@ -15,6 +15,7 @@
 mod buffer;
 mod convert;
 mod reply;
+mod serving;
 mod write_out;
 
 use std::ffi::OsStr;
@@ -34,7 +35,9 @@ use pageserver::{FsResult, NewKind, SetAttr};
 
 use crate::clock;
 use crate::fs::{Caller, Fs, Keep, Name, Opening};
+use crate::mount::Record;
 use crate::node::Node;
+use serving::{Requests, Serving};
 use write_out::WriteOut;
 
 /// The most bytes of one read or write.
@@ -57,12 +60,25 @@ const NO_HANDLE: FileHandle = FileHandle(0);
 pub(crate) struct Fuse {
     fs: Arc<Fs>,
     write_out: WriteOut,
+    requests: Requests,
 }
 
 impl Fuse {
-    pub fn new(fs: Arc<Fs>) -> io::Result<Fuse> {
+    /// `record` is where the requests under way are noted.
+    pub fn new(fs: Arc<Fs>, record: Arc<Record>) -> io::Result<Fuse> {
         let write_out = WriteOut::start(fs.clone())?;
-        Ok(Fuse { fs, write_out })
+        let requests = Requests::of(record);
+        Ok(Fuse {
+            fs,
+            write_out,
+            requests,
+        })
+    }
+
+    /// Serves a request with `serve`, so that it is known which one it is.
+    fn serve<T>(&self, request: &Request, serve: impl FnOnce(&Fs, &Serving) -> FsResult<T>) -> FsResult<T> {
+        let serving = self.requests.begin(request)?;
+        serve(&self.fs, &serving)
     }
 }
 
@@ -112,9 +128,9 @@ impl Filesystem for Fuse {
         self.fs.end();
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let keeps_absence = self.fs.keeps_absence(node(parent));
-        match self.fs.lookup(node(parent), name) {
+        match self.serve(req, |fs, _serving| fs.lookup(node(parent), name)) {
             Err(nix::errno::Errno::ENOENT) if keeps_absence => {
                 reply.entry(&convert::FOREVER, &convert::absent(), convert::GENERATION);
             }
@@ -126,13 +142,13 @@ impl Filesystem for Fuse {
         self.fs.forget(node(ino), nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        reply::attr(reply, self.fs.getattr(node(ino)));
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        reply::attr(reply, self.serve(req, |fs, _serving| fs.getattr(node(ino))));
     }
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -158,11 +174,11 @@ impl Filesystem for Fuse {
             atime: atime.map(|time| convert::time_or_now(time, now)),
             mtime: mtime.map(|time| convert::time_or_now(time, now)),
         };
-        reply::attr(reply, self.fs.setattr(node(ino), set, now));
+        reply::attr(reply, self.serve(req, |fs, _serving| fs.setattr(node(ino), set, now)));
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.fs.readlink(node(ino)) {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.serve(req, |fs, _serving| fs.readlink(node(ino))) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(error) => reply.error(convert::errno(error)),
         }
@@ -178,37 +194,41 @@ impl Filesystem for Fuse {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        let made = convert::new_kind(mode).and_then(|kind| {
-            self.fs
-                .create(at(parent, name), kind, mode as u16, caller(req), clock::now())
+        let made = self.serve(req, |fs, serving| {
+            let kind = convert::new_kind(mode)?;
+            fs.create(at(parent, name), kind, mode as u16, caller(req), serving.change())
         });
         reply::entry(reply, made);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let made = self.fs.mkdir(at(parent, name), mode as u16, caller(req), clock::now());
+        let made = self.serve(req, |fs, serving| {
+            fs.mkdir(at(parent, name), mode as u16, caller(req), serving.change())
+        });
         reply::entry(reply, made);
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply::empty(reply, self.fs.unlink(at(parent, name), clock::now()));
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let gone = self.serve(req, |fs, serving| fs.unlink(at(parent, name), serving.change()));
+        reply::empty(reply, gone);
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply::empty(reply, self.fs.rmdir(at(parent, name), clock::now()));
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let gone = self.serve(req, |fs, serving| fs.rmdir(at(parent, name), serving.change()));
+        reply::empty(reply, gone);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let kind = NewKind::Symlink(target.as_os_str().to_owned());
-        let made = self
-            .fs
-            .create(at(parent, link_name), kind, 0o777, caller(req), clock::now());
+        let made = self.serve(req, |fs, serving| {
+            fs.create(at(parent, link_name), kind, 0o777, caller(req), serving.change())
+        });
         reply::entry(reply, made);
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -217,17 +237,22 @@ impl Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         let (from, to) = (at(parent, name), at(newparent, newname));
-        let renamed = convert::rename(flags).and_then(|how| self.fs.rename(from, to, how, clock::now()));
+        let renamed = self.serve(req, |fs, serving| {
+            fs.rename(from, to, convert::rename(flags)?, serving.change())
+        });
         reply::empty(reply, renamed);
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        reply::entry(reply, self.fs.link(node(ino), at(newparent, newname), clock::now()));
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let linked = self.serve(req, |fs, serving| {
+            fs.link(node(ino), at(newparent, newname), serving.change())
+        });
+        reply::entry(reply, linked);
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let writing = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        match self.fs.open(node(ino), writing) {
+        match self.serve(req, |fs, _serving| fs.open(node(ino), writing)) {
             Ok(opening) => reply.opened(NO_HANDLE, open_flags(opening)),
             Err(error) => reply.error(convert::errno(error)),
         }
@@ -244,15 +269,15 @@ impl Filesystem for Fuse {
         reply: ReplyCreate,
     ) {
         let exclusive = flags & libc::O_EXCL != 0;
-        let created = self
-            .fs
-            .create_and_open(at(parent, name), mode as u16, exclusive, caller(req), clock::now());
+        let created = self.serve(req, |fs, serving| {
+            fs.create_and_open(at(parent, name), mode as u16, exclusive, caller(req), serving.change())
+        });
         reply::created(reply, created.map(|(entry, opening)| (entry, open_flags(opening))));
     }
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -261,15 +286,17 @@ impl Filesystem for Fuse {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        buffer::with_buffer(size as usize, |buf| match self.fs.read(node(ino), offset, buf) {
-            Ok(count) => reply.data(&buf[..count]),
-            Err(error) => reply.error(convert::errno(error)),
+        buffer::with_buffer(size as usize, |buf| {
+            match self.serve(req, |fs, _serving| fs.read(node(ino), offset, buf)) {
+                Ok(count) => reply.data(&buf[..count]),
+                Err(error) => reply.error(convert::errno(error)),
+            }
         });
     }
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -280,9 +307,10 @@ impl Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         if !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-            return reply::written(reply, self.write_through(node(ino), offset, data, flags));
+            let written = self.serve(req, |fs, _serving| write_through(fs, node(ino), offset, data, flags));
+            return reply::written(reply, written);
         }
-        match self.fs.write(node(ino), offset, data, None) {
+        match self.serve(req, |fs, _serving| fs.write(node(ino), offset, data, None)) {
             Ok(count) => self.write_out.answer(node(ino), offset, count, reply),
             Err(error) => reply.error(convert::errno(error)),
         }
@@ -292,33 +320,35 @@ impl Filesystem for Fuse {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        reply::empty(reply, self.fs.fsync(node(ino)));
+    fn fsync(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply::empty(reply, self.serve(req, |fs, _serving| fs.fsync(node(ino))));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         reply.opened(NO_HANDLE, opendir_flags(self.fs.opendir(node(ino))));
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        reply::listing(reply, &self.fs, node(ino), offset);
+    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let serving = self.requests.begin(req);
+        reply::listing(reply, serving.map(|_serving| &*self.fs), node(ino), offset);
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        reply::listing(reply, &self.fs, node(ino), offset);
+    fn readdirplus(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        let serving = self.requests.begin(req);
+        reply::listing(reply, serving.map(|_serving| &*self.fs), node(ino), offset);
     }
 
-    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        reply::empty(reply, self.fs.fsync(node(ino)));
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply::empty(reply, self.serve(req, |fs, _serving| fs.fsync(node(ino))));
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        reply::space(reply, self.fs.statfs());
+    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        reply::space(reply, self.serve(req, |fs, _serving| fs.statfs()));
     }
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -326,18 +356,22 @@ impl Filesystem for Fuse {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let done =
-            convert::fallocate(mode).and_then(|how| self.fs.fallocate(node(ino), how, offset, length, clock::now()));
+        let done = self.serve(req, |fs, _serving| {
+            fs.fallocate(node(ino), convert::fallocate(mode)?, offset, length, clock::now())
+        });
         reply::empty(reply, done);
     }
 
-    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        reply::found(reply, self.seek(node(ino), offset, whence));
+    fn lseek(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        reply::found(
+            reply,
+            self.serve(req, |fs, _serving| seek(fs, node(ino), offset, whence)),
+        );
     }
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
         offset_in: u64,
@@ -349,7 +383,8 @@ impl Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((node(ino_in), offset_in), (node(ino_out), offset_out));
-        reply::written(reply, self.fs.copy_range(from, to, len, clock::now()));
+        let copied = self.serve(req, |fs, _serving| fs.copy_range(from, to, len, clock::now()));
+        reply::written(reply, copied);
     }
 
     fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
@@ -396,19 +431,17 @@ impl Filesystem for Fuse {
     }
 }
 
-impl Fuse {
-    /// A write past the page cache. For O_DSYNC, which is part of O_SYNC too, the kernel leaves it to us to make
-    /// the bytes durable.
-    fn write_through(&self, node: Node, offset: u64, data: &[u8], flags: OpenFlags) -> FsResult<usize> {
-        let written = self.fs.write(node, offset, data, Some(clock::now()))?;
-        if flags.0 & libc::O_DSYNC != 0 {
-            self.fs.fsync(node)?;
-        }
-        Ok(written)
+/// A write past the page cache. For O_DSYNC, which is part of O_SYNC too, the kernel leaves it to us to make the
+/// bytes durable.
+fn write_through(fs: &Fs, node: Node, offset: u64, data: &[u8], flags: OpenFlags) -> FsResult<usize> {
+    let written = fs.write(node, offset, data, Some(clock::now()))?;
+    if flags.0 & libc::O_DSYNC != 0 {
+        fs.fsync(node)?;
     }
+    Ok(written)
+}
 
-    fn seek(&self, node: Node, offset: i64, whence: i32) -> FsResult<u64> {
-        let offset = u64::try_from(offset).map_err(|_| nix::errno::Errno::EINVAL)?;
-        self.fs.seek(node, offset, convert::seek(whence)?)
-    }
+fn seek(fs: &Fs, node: Node, offset: i64, whence: i32) -> FsResult<u64> {
+    let offset = u64::try_from(offset).map_err(|_| nix::errno::Errno::EINVAL)?;
+    fs.seek(node, offset, convert::seek(whence)?)
 }

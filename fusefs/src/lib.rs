@@ -17,8 +17,10 @@ mod fuse;
 mod lookups;
 mod mount;
 mod node;
+mod resident;
 
 pub use control::{CONTROL_NAME, SNAPSHOTS_NAME, Snapshots};
 pub use fs::{Caller, Entry, Fs, Item, Keep, Name, Opening};
-pub use mount::{Mount, MountError, Options};
+pub use mount::{Keeper, Keeping, Kept, Mount, MountError, NoKeeper, Options};
 pub use node::Node;
+pub use resident::ResidentBuffers;

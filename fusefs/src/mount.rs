@@ -6,12 +6,16 @@
 
 mod check;
 mod error;
+mod keeping;
 #[cfg(target_os = "linux")]
 #[path = "mount/linux.rs"]
 mod platform;
 #[cfg(not(target_os = "linux"))]
 #[path = "mount/macos.rs"]
 mod platform;
+mod record;
+#[cfg(target_os = "linux")]
+mod session;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +30,8 @@ use crate::fs::Fs;
 use crate::fuse::Fuse;
 
 pub use error::MountError;
+pub use keeping::{Keeper, Keeping, Kept, NoKeeper};
+pub(crate) use record::Record;
 
 /// How long an unmounted file system may still be held by others, such as a mount namespace of its own.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -64,19 +70,60 @@ impl Mount {
         fs: Fs,
         mountpoint: &Path,
         options: &Options,
+        keeping: Keeping,
         on_end: impl FnOnce() + Send + 'static,
     ) -> Result<Mount, MountError> {
         let mountpoint = check::mountpoint(mountpoint)?;
+        fs.begin();
         let fs = Arc::new(fs);
         let watched = Arc::downgrade(&fs);
-        let session = platform::open(fs, &mountpoint, options)?;
+        let record = Record::new(&keeping.label).map_err(|error| MountError::session(&mountpoint, error))?;
+        let record = Arc::new(record);
+        let session = platform::open(fs, &mountpoint, options, &record, &keeping).inspect_err(|_| keeping.let_go())?;
         let ended = Arc::new(Ended::default());
-        let device = serve(session, ended.clone(), on_end)
+        let device = serve(session, ended.clone(), keeping, on_end)
             .and_then(|()| device(&mountpoint))
             .map_err(|source| abandon(&mountpoint, source))?;
+        record.set_device(device);
         platform::tune(device);
         Ok(Mount {
             mountpoint,
+            device,
+            fs: watched,
+            ended,
+        })
+    }
+
+    /// Goes on with a mount that an earlier process has served, under the eyes of those who use it. `crashed` is whether that process
+    /// died of itself. When it fails the mount is dead: whoever uses it gets errors, and it can be mounted anew.
+    #[cfg(target_os = "linux")]
+    pub fn resume(
+        fs: Fs,
+        kept: Kept,
+        mountpoint: &Path,
+        options: &Options,
+        keeping: Keeping,
+        crashed: bool,
+        on_end: impl FnOnce() + Send + 'static,
+    ) -> Result<Mount, MountError> {
+        let fs = Arc::new(fs);
+        let watched = Arc::downgrade(&fs);
+        let Kept {
+            device: fuse, record, ..
+        } = kept;
+        record.take_over(crashed);
+        let lost = |error| MountError::lost(mountpoint, error);
+        let session = Fuse::new(fs.clone(), record.clone())
+            .and_then(|kernel| session::resume(kernel, &fuse, &record, config(options)))
+            .inspect_err(|_| keeping.let_go())
+            .map_err(lost)?;
+        let ended = Arc::new(Ended::default());
+        serve(session, ended.clone(), keeping, on_end).map_err(lost)?;
+        end_orphans(fs, fuse);
+        let device = record.device().map_or_else(|| device(mountpoint), Ok).map_err(lost)?;
+        record.set_device(device);
+        Ok(Mount {
+            mountpoint: mountpoint.to_owned(),
             device,
             fs: watched,
             ended,
@@ -179,16 +226,46 @@ impl Ended {
     }
 }
 
-fn serve(session: Session<Fuse>, ended: Arc<Ended>, on_end: impl FnOnce() + Send + 'static) -> io::Result<()> {
+fn serve(
+    session: Session<Fuse>,
+    ended: Arc<Ended>,
+    keeping: Keeping,
+    on_end: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
     let run = move || {
         if let Err(error) = session.run() {
             tracing::error!("a mount's session ended with an error: {error}");
         }
+        keeping.let_go();
         ended.set();
         on_end();
     };
     thread::Builder::new().name("mount".into()).spawn(run)?;
     Ok(())
+}
+
+/// Ends files without a name that nobody has open: what the kernel gave back of them while no process served the mount, no process was
+/// told. To be called while the session runs, since the kernel may have to ask before it answers.
+#[cfg(target_os = "linux")]
+fn end_orphans(fs: Arc<Fs>, fuse: std::os::fd::OwnedFd) {
+    use std::os::fd::AsFd;
+    let orphans = fs.orphans();
+    let end = move || {
+        for node in orphans {
+            match node
+                .id()
+                .map_err(io::Error::from)
+                .and_then(|id| session::is_held(fuse.as_fd(), id))
+            {
+                Ok(true) => {}
+                Ok(false) => fs.forget(node, 0),
+                Err(error) => tracing::warn!("whether {node:?} is still open can't be told: {error}"),
+            }
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("orphans".into()).spawn(end) {
+        tracing::warn!("files that are gone keep their blocks until the branch is mounted anew: {error}");
+    }
 }
 
 /// How fuser is to run a session. The kernel checks who may do what.

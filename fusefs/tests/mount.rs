@@ -18,7 +18,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::{Scratch, main, snapshot};
-use fusefs::{Fs, Mount, MountError, Options};
+use fusefs::{Fs, Keeping, Mount, MountError, Options};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 use nix::libc;
@@ -44,7 +44,7 @@ impl Mounted {
         let on_end = move || {
             let _ = end.send(());
         };
-        let mount = Mount::new(fs, &dir, &Options::new(test), on_end);
+        let mount = Mount::new(fs, &dir, &Options::new(test), Keeping::none(), on_end);
         let mount = mount.unwrap_or_else(|error| panic!("{error}; {:?}", error.hint()));
         Mounted { mount, ended, dir }
     }
@@ -440,7 +440,13 @@ fn an_unmount_from_outside_is_noticed() {
 fn nothing_is_mounted_on_a_mount() {
     let scratch = scratch("twice");
     let mounted = Mounted::new("twice", scratch.head());
-    let again = Mount::new(scratch.head(), &mounted.dir, &Options::new("again"), || {});
+    let again = Mount::new(
+        scratch.head(),
+        &mounted.dir,
+        &Options::new("again"),
+        Keeping::none(),
+        || {},
+    );
     assert!(matches!(again, Err(MountError::AlreadyMounted { .. })));
 }
 

@@ -267,8 +267,13 @@ impl Disk {
 
     /// Makes everything on the filesystem that `path` lies on durable.
     pub fn sync_all(&self, path: &Path) -> io::Result<()> {
+        self.sync_filesystem(&File::open(path)?)
+    }
+
+    /// Makes everything on the filesystem of an open file durable; tells of every write that has failed since it was opened.
+    pub fn sync_filesystem(&self, file: &File) -> io::Result<()> {
         self.before(Call::SyncAll)?;
-        filesystem::sync_all(&File::open(path)?)
+        filesystem::sync_all(file)
     }
 
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -18,6 +18,7 @@
 //!
 //! Nothing here prints, reads a clock, draws random numbers or looks at the environment.
 
+mod answers;
 mod block_map;
 mod catalog;
 mod check;

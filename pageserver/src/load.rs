@@ -64,13 +64,25 @@ fn leave_image(shared: &Shared, catalog: &mut Catalog, layer: LayerId, ns: &Name
     catalog.commit(&shared.db, batch, vec![Entry::Layer(layer, Some(record))])
 }
 
+/// Inodes without a name, when a head is loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Orphans {
+    /// Nobody can reach them any more.
+    End,
+    /// A mount that outlived the process may hold them.
+    Stay,
+}
+
 /// The namespace of a head.
-pub fn head(shared: &Shared, catalog: &mut Catalog, layer: LayerId) -> Result<LoadedHead> {
+pub fn head(shared: &Shared, catalog: &mut Catalog, layer: LayerId, orphans: Orphans) -> Result<LoadedHead> {
     let parent = catalog.layer(layer)?.parent;
     let below = sealed(shared, catalog, parent)?;
     let mut ns = below.clone();
     let changes = replay(shared, catalog, layer, &mut ns)?;
-    sweep_orphans(shared, layer, &below, &mut ns)?;
+    if orphans == Orphans::End {
+        end_orphans(shared, layer, &below, &mut ns)?;
+    }
+    sweep_blocks(shared, layer, &ns)?;
     Ok(LoadedHead {
         ns,
         below,
@@ -117,8 +129,8 @@ fn with_blocks(inode: &Inode, layer: LayerId, file: &Found) -> Inode {
     inode
 }
 
-/// Ends what nobody can reach any more: inodes without a name, blocks without an inode.
-fn sweep_orphans(shared: &Shared, id: LayerId, below: &Namespace, ns: &mut Namespace) -> Result<()> {
+/// Ends inodes without a name.
+fn end_orphans(shared: &Shared, id: LayerId, below: &Namespace, ns: &mut Namespace) -> Result<()> {
     let orphans: Vec<Change> = ns
         .inodes()
         .filter(|(_, inode)| inode.nlink == 0)
@@ -130,6 +142,11 @@ fn sweep_orphans(shared: &Shared, id: LayerId, below: &Namespace, ns: &mut Names
         shared.db.write(batch)?;
         orphans.into_iter().for_each(|change| ns.apply(change));
     }
+    Ok(())
+}
+
+/// Removes blocks without an inode.
+fn sweep_blocks(shared: &Shared, id: LayerId, ns: &Namespace) -> Result<()> {
     let layer = Layer::open(&shared.disk, &shared.layers_dir, id);
     for file in layer.scan()? {
         let has_blocks = ns.inode(file.ino).is_ok_and(|inode| inode.kind == Kind::File);

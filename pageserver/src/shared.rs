@@ -2,9 +2,10 @@
 //! sealed layers that are still in memory.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rocksdb::WriteBatch;
@@ -15,6 +16,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::namespace::Namespace;
+use crate::sync_point::is_disk_failure;
 use crate::types::{Ino, LayerId};
 
 /// Inode numbers taken from the database at once.
@@ -35,6 +37,11 @@ pub struct Shared {
     doomed: Mutex<Vec<(Arc<Layer>, Ino)>>,
     /// Writes were handed to the kernel that no sync point knows of any more.
     unsettled: AtomicBool,
+    settling: Mutex<()>,
+    /// How often they turned out to be lost: see [`Shared::settle`].
+    losses: AtomicU64,
+    /// Open for as long as the store, or, when its lock is kept for it, longer than the process.
+    watch: File,
 }
 
 /// Inode numbers from `next` up to `end` are ours to give.
@@ -44,7 +51,8 @@ struct Lease {
 }
 
 impl Shared {
-    pub fn open(disk: Disk, db: Db, layers_dir: PathBuf) -> Result<Shared> {
+    /// `watch` is a file of the store's filesystem.
+    pub fn open(disk: Disk, db: Db, layers_dir: PathBuf, watch: File) -> Result<Shared> {
         let next = match db.get(CATALOG, INO_KEY)? {
             Some(value) => value.try_into().map(u64::from_le_bytes).map_err(|_| Error::Damaged {
                 what: "the counter of inode numbers can't be read".into(),
@@ -60,6 +68,9 @@ impl Shared {
             doomed: Mutex::default(),
             // A service that was killed knew which writes were not durable yet; this one doesn't.
             unsettled: AtomicBool::new(true),
+            settling: Mutex::default(),
+            losses: AtomicU64::new(0),
+            watch,
         })
     }
 
@@ -69,18 +80,34 @@ impl Shared {
     }
 
     /// Makes writes durable that no sync point knows of. Free when there can't be any.
-    pub fn settle(&self) -> Result<()> {
+    ///
+    /// The descriptor that is synced is as old as the store's lock, so it also learns of writes that failed while a process lived which
+    /// has died since. The kernel tells of them once: from then on they count as a loss, which every timeline that was loaded
+    /// before it has to take for its own.
+    pub fn settle(&self) -> io::Result<()> {
+        if !self.unsettled.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _settling = self.settling.lock().unwrap_or_else(|e| e.into_inner());
         if !self.unsettled.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        let settled = match self.disk.sync_all(&self.layers_dir) {
+        let settled = match self.disk.sync_filesystem(&self.watch) {
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => self.sync_one_by_one(),
             synced => synced,
         };
-        settled.map_err(|e| {
-            self.unsettle();
-            Error::io("sync what an earlier life of the store has written")(e)
+        settled.inspect_err(|error| {
+            if is_disk_failure(error) {
+                self.losses.fetch_add(1, Ordering::AcqRel);
+            } else {
+                self.unsettle();
+            }
         })
+    }
+
+    /// Grows when writes have turned out to be lost and nobody can tell whose they were.
+    pub fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
     }
 
     fn sync_one_by_one(&self) -> io::Result<()> {

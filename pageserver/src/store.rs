@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File as StdFile, OpenOptions};
 use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -25,7 +26,7 @@ use crate::disk::Disk;
 use crate::disk::probe::{Fitness, PROBE_FILE, fitness, probe};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
-use crate::load;
+use crate::load::{self, Orphans};
 use crate::names::{BranchName, SnapshotName};
 use crate::namespace::ops::{leave_out, new_inode};
 use crate::namespace::{Change, Namespace, codec};
@@ -43,6 +44,8 @@ const LOCK_FILE: &str = "lock";
 pub(crate) const DB_DIR: &str = "db";
 pub(crate) const LAYERS_DIR: &str = "layers";
 pub(crate) const LOST_DIR: &str = "lost";
+
+const SETTLE: &str = "sync what an earlier life of the store has written";
 
 /// Becomes the format file; until then it says that everything beside it was begun by [`Store::create`].
 const HALF_MADE: &str = "format.new";
@@ -117,12 +120,29 @@ impl Store {
     pub fn open(dir: &Path, disk: Disk) -> Result<Arc<Store>> {
         check_format(dir)?;
         let lock = lock(dir)?;
+        Store::open_locked(dir, disk, lock)
+    }
+
+    /// Opens a store with the lock that an earlier process took and that somebody has kept for it since: nobody else was let in.
+    pub fn reopen(dir: &Path, disk: Disk, kept: OwnedFd) -> Result<Arc<Store>> {
+        check_format(dir)?;
+        let lock = lock_file(dir, kept.into())?;
+        Store::open_locked(dir, disk, lock)
+    }
+
+    /// What [`Store::reopen`] takes: while a copy of it is open somewhere the store is locked.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    fn open_locked(dir: &Path, disk: Disk, lock: Flock<StdFile>) -> Result<Arc<Store>> {
         let warning = judge(dir)?;
         let db = Db::open(&dir.join(DB_DIR), false)?;
         let catalog = Catalog::load(&db)?;
+        let watch = lock.try_clone().map_err(Error::io("watch the store's filesystem"))?;
         let store = Store {
             dir: dir.into(),
-            shared: Arc::new(Shared::open(disk, db, dir.join(LAYERS_DIR))?),
+            shared: Arc::new(Shared::open(disk, db, dir.join(LAYERS_DIR), watch)?),
             changing: Mutex::default(),
             catalog: Mutex::new(catalog),
             timelines: Mutex::default(),
@@ -132,7 +152,6 @@ impl Store {
             warning,
             lock,
         };
-        store.shared.settle()?;
         store.sweep()?;
         Ok(Arc::new(store))
     }
@@ -310,6 +329,16 @@ impl Store {
 
     /// The branch's timeline, loaded when nobody holds it.
     pub fn timeline(&self, name: &BranchName) -> Result<Arc<Timeline>> {
+        self.timeline_with(name, Orphans::End)
+    }
+
+    /// The timeline of a branch whose mount has outlived the process that served it: files without a name stay, as the mount may
+    /// hold them.
+    pub fn resumed_timeline(&self, name: &BranchName) -> Result<Arc<Timeline>> {
+        self.timeline_with(name, Orphans::Stay)
+    }
+
+    fn timeline_with(&self, name: &BranchName, orphans: Orphans) -> Result<Arc<Timeline>> {
         let mut catalog = self.catalog();
         let (id, record) = catalog.timeline(name)?;
         let head = record.head;
@@ -317,8 +346,7 @@ impl Store {
         if let Some(timeline) = timelines.get(&id).and_then(Weak::upgrade) {
             return Ok(timeline);
         }
-        self.shared.settle()?;
-        let loaded = load::head(&self.shared, &mut catalog, head)?;
+        let loaded = load::head(&self.shared, &mut catalog, head, orphans)?;
         let timeline = Arc::new(Timeline::new(id, name.clone(), self.shared.clone(), head, loaded));
         timelines.insert(id, Arc::downgrade(&timeline));
         Ok(timeline)
@@ -422,7 +450,13 @@ impl Store {
         moved.map_err(Error::io(format!("put {} aside", path.display())))
     }
 
+    /// Makes durable what an earlier life of the store has written; whatever is to be durable waits for that.
+    pub fn settle(&self) -> Result<()> {
+        self.shared.settle().map_err(Error::io(SETTLE))
+    }
+
     pub(crate) fn sync_db(&self) -> Result<()> {
+        self.settle()?;
         self.shared.db.sync().map_err(Error::io("sync the store's database"))
     }
 }
@@ -568,7 +602,11 @@ pub(crate) fn check_format(dir: &Path) -> Result<()> {
 pub(crate) fn lock(dir: &Path) -> Result<Flock<StdFile>> {
     let path = dir.join(LOCK_FILE);
     let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = opened.map_err(Error::io(format!("open {}", path.display())))?;
+    lock_file(dir, opened.map_err(Error::io(format!("open {}", path.display())))?)
+}
+
+fn lock_file(dir: &Path, file: StdFile) -> Result<Flock<StdFile>> {
+    let path = dir.join(LOCK_FILE);
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         nix::errno::Errno::EWOULDBLOCK => Error::Locked { path: dir.into() },
         other => Error::io(format!("lock {}", path.display()))(other.into()),

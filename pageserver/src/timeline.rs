@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use nix::errno::Errno;
 use rocksdb::WriteBatch;
 
+use crate::answers;
 use crate::error::{Error, FsResult, Result};
 use crate::file::File;
 use crate::layer::Layer;
@@ -45,6 +46,32 @@ pub struct Timeline {
     sealing: Mutex<Vec<Arc<Layer>>>,
     /// A write or a sync failed: nothing is durable any more until the timeline is loaded again.
     poisoned: AtomicBool,
+    /// What the store had lost when this was loaded.
+    losses: u64,
+}
+
+/// What a change of names was about, as its result tells.
+trait Subject {
+    fn ino(&self) -> Ino;
+}
+
+impl Subject for Attr {
+    fn ino(&self) -> Ino {
+        self.ino
+    }
+}
+
+/// Nothing needs to be told of what was replaced.
+impl Subject for Option<Attr> {
+    fn ino(&self) -> Ino {
+        Ino(0)
+    }
+}
+
+impl Subject for () {
+    fn ino(&self) -> Ino {
+        Ino(0)
+    }
 }
 
 struct Head {
@@ -89,6 +116,7 @@ impl Timeline {
         Timeline {
             id,
             name,
+            losses: shared.losses(),
             view: View::head(&shared.disk, shared.layers_dir.clone(), layer.clone(), loaded.ns),
             shared,
             head: RwLock::new(Head {
@@ -118,7 +146,11 @@ impl Timeline {
     // Names and attributes
 
     /// Makes a change of the namespace: worked out, written to the database, applied.
-    fn mutate<T>(&self, op: impl FnOnce(&Namespace) -> FsResult<Outcome<T>>) -> FsResult<T> {
+    fn mutate<T: Subject>(
+        &self,
+        request: &Request,
+        op: impl FnOnce(&Namespace) -> FsResult<Outcome<T>>,
+    ) -> FsResult<T> {
         let head = self.head();
         let mut ns = self.view.ns_mut();
         let Outcome { changes, result } = op(&ns)?;
@@ -127,47 +159,78 @@ impl Timeline {
         }
         let mut batch = WriteBatch::default();
         codec::put_changes(&self.shared.db, &mut batch, head.layer.id, &head.below, &changes);
+        answers::put(&self.shared.db, &mut batch, self.id, request, result.ino());
         self.shared.db.write(batch).map_err(|e| self.db_failed(&e))?;
+        answers::kept(request);
         changes.into_iter().for_each(|change| ns.apply(change));
         head.changed.store(true, Ordering::Release);
         Ok(result)
     }
 
-    pub fn create(&self, parent: Ino, name: &OsStr, node: NewNode, now: Time) -> FsResult<Attr> {
-        let ino = self.shared.new_ino().map_err(|e| self.db_failed(&e))?;
-        self.mutate(|ns| ops::create(ns, Place { parent, name }, ino, node, now))
+    /// What a request that comes again was about, when its change has been made: it must not be made twice.
+    pub fn answer(&self, request: &Request) -> FsResult<Option<Ino>> {
+        answers::get(&self.shared.db, self.id, request).map_err(|e| self.db_failed(&e))
     }
 
-    pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr, now: Time) -> FsResult<Attr> {
-        let attr = self.mutate(|ns| ops::link(ns, ino, Place { parent, name }, now))?;
+    /// Forgets the results of requests: those of the mount that begins or ends can't come again.
+    pub fn forget_answers(&self) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        match answers::delete_all(&self.shared.db, &mut batch, self.id)? {
+            true => self.shared.db.write(batch),
+            false => Ok(()),
+        }
+    }
+
+    pub fn create<'r>(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        node: NewNode,
+        request: impl Into<Request<'r>>,
+    ) -> FsResult<Attr> {
+        let request = request.into();
+        let ino = self.shared.new_ino().map_err(|e| self.db_failed(&e))?;
+        self.mutate(&request, |ns| {
+            ops::create(ns, Place { parent, name }, ino, node, request.now)
+        })
+    }
+
+    pub fn link<'r>(&self, ino: Ino, parent: Ino, name: &OsStr, request: impl Into<Request<'r>>) -> FsResult<Attr> {
+        let request = request.into();
+        let attr = self.mutate(&request, |ns| ops::link(ns, ino, Place { parent, name }, request.now))?;
         Ok(self.view.current(attr))
     }
 
     /// Returns the inode that lost a name; without any it lives on until [`Timeline::forget`].
-    pub fn unlink(&self, parent: Ino, name: &OsStr, now: Time) -> FsResult<Attr> {
-        self.mutate(|ns| ops::unlink(ns, Place { parent, name }, now))
+    pub fn unlink<'r>(&self, parent: Ino, name: &OsStr, request: impl Into<Request<'r>>) -> FsResult<Attr> {
+        let request = request.into();
+        self.mutate(&request, |ns| ops::unlink(ns, Place { parent, name }, request.now))
     }
 
     /// Returns the directory that is gone.
-    pub fn rmdir(&self, parent: Ino, name: &OsStr, now: Time) -> FsResult<Attr> {
-        self.mutate(|ns| ops::rmdir(ns, Place { parent, name }, now))
+    pub fn rmdir<'r>(&self, parent: Ino, name: &OsStr, request: impl Into<Request<'r>>) -> FsResult<Attr> {
+        let request = request.into();
+        self.mutate(&request, |ns| ops::rmdir(ns, Place { parent, name }, request.now))
     }
 
     /// Returns the inode that was replaced, if any.
-    pub fn rename(
+    pub fn rename<'r>(
         &self,
         parent: Ino,
         name: &OsStr,
         new_parent: Ino,
         new_name: &OsStr,
         how: Rename,
-        now: Time,
+        request: impl Into<Request<'r>>,
     ) -> FsResult<Option<Attr>> {
+        let request = request.into();
         let to = Place {
             parent: new_parent,
             name: new_name,
         };
-        self.mutate(|ns| ops::rename(ns, Place { parent, name }, to, how, now))
+        self.mutate(&request, |ns| {
+            ops::rename(ns, Place { parent, name }, to, how, request.now)
+        })
     }
 
     pub fn setattr(&self, ino: Ino, set: SetAttr, now: Time) -> FsResult<Attr> {
@@ -180,7 +243,7 @@ impl Timeline {
             None => true,
         };
         if in_record || !in_blocks {
-            self.mutate(|ns| ops::set_attr(ns, ino, &set, now))?;
+            self.mutate(&now.into(), |ns| ops::set_attr(ns, ino, &set, now))?;
         }
         self.view.getattr(ino)
     }
@@ -347,10 +410,14 @@ impl Timeline {
             return Err(Errno::EIO);
         }
         let data = self.view.files.get(ino).map_or(Ok(()), |file| file.sync());
-        data.and_then(|()| self.shared.db.sync()).map_err(|e| {
-            self.poison_after(&e);
-            self.failed("sync", ino, &e)
-        })
+        self.shared
+            .settle()
+            .and(data)
+            .and_then(|()| self.shared.db.sync())
+            .map_err(|e| {
+                self.poison_after(&e);
+                self.failed("sync", ino, &e)
+            })
     }
 
     /// Makes everything durable, as an unmount does.
@@ -368,12 +435,20 @@ impl Timeline {
     /// Makes the blocks of all sealed layers durable; what the database knows of them is for the caller to sync.
     pub(crate) fn sync_sealed(&self) -> Result<()> {
         self.check_poisoned()?;
+        self.settle()?;
         let sealing = self.sealing().clone();
         for layer in &sealing {
             layer.sync().map_err(|e| self.sync_failed(layer, e))?;
             self.sealing().retain(|other| other.id != layer.id);
         }
         Ok(())
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.shared.settle().map_err(|e| {
+            self.poison_after(&e);
+            Error::io("sync what an earlier life of the store has written")(e)
+        })
     }
 
     fn sync_failed(&self, layer: &Layer, error: io::Error) -> Error {
@@ -386,7 +461,7 @@ impl Timeline {
     }
 
     fn is_poisoned(&self) -> bool {
-        self.poisoned.load(Ordering::Acquire)
+        self.poisoned.load(Ordering::Acquire) || self.losses != self.shared.losses()
     }
 
     pub(crate) fn check_poisoned(&self) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The words of the page store as types: ids, times, node kinds and attributes.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt;
 
@@ -80,6 +81,32 @@ pub struct Attr {
     pub atime: Time,
     pub mtime: Time,
     pub ctime: Time,
+}
+
+/// What asks for a change of names, and when.
+///
+/// A kernel that gets no answer because the process died sends the request again, to the next process. A change of names can't
+/// be made twice, so its result is kept beside it under the request's number until that has been answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub now: Time,
+    /// The request's number in its mount; none for what comes from elsewhere and can't come again.
+    pub number: Option<u64>,
+    /// It was sent before and not answered.
+    pub again: bool,
+    /// The request whose result was kept last for the same asker, who has had it since and asks one thing at a time.
+    pub last: Option<&'a Cell<Option<u64>>>,
+}
+
+impl From<Time> for Request<'_> {
+    fn from(now: Time) -> Self {
+        Request {
+            now,
+            number: None,
+            again: false,
+            last: None,
+        }
+    }
 }
 
 /// What a new node is to be.

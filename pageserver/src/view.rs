@@ -179,6 +179,13 @@ impl View {
         layer.backing(ino, self.writable && id == self.layer())
     }
 
+    /// Inodes without a name.
+    pub fn orphans(&self) -> Vec<Ino> {
+        let ns = self.ns();
+        let orphans = ns.inodes().filter(|(_, inode)| inode.nlink == 0);
+        orphans.map(|(ino, _)| ino).collect()
+    }
+
     /// Logs an error of the disk and says what the caller of a file operation gets.
     pub(crate) fn failed(&self, what: &str, ino: Ino, error: &io::Error) -> Errno {
         let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);

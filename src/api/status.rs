@@ -68,10 +68,22 @@ pub struct Stop {
     pub force: bool,
 }
 
+/// What is to be the next service.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Upgrade {
+    /// The program, by its absolute path.
+    #[schema(value_type = schema::Path)]
+    pub program: PathBuf,
+    /// Although somebody looks into a snapshot.
+    pub force: bool,
+}
+
 pub fn routes() -> OpenApiRouter<Arc<Service>> {
     OpenApiRouter::new()
         .routes(routes!(status))
         .routes(routes!(stop))
+        .routes(routes!(upgrade))
         .routes(routes!(healthz))
 }
 
@@ -85,6 +97,12 @@ async fn status(State(service): State<Arc<Service>>) -> Answer<Status> {
 #[utoipa::path(post, path = "/stop", request_body = Stop, responses((status = 204)))]
 async fn stop(State(service): State<Arc<Service>>, Body(stop): Body<Stop>) -> Done {
     done(move || service.stop(stop.force)).await
+}
+
+/// Ends the service and has another program be the next. Mounts stay in use over it.
+#[utoipa::path(post, path = "/upgrade", request_body = Upgrade, responses((status = 204)))]
+async fn upgrade(State(service): State<Arc<Service>>, Body(upgrade): Body<Upgrade>) -> Done {
+    done(move || service.upgrade(&upgrade)).await
 }
 
 /// Whether the service answers. Looks at no disk.

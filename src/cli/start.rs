@@ -22,23 +22,45 @@ pub struct Start {
     /// Started by another command: tell it on stdout how it went
     #[arg(long, hide = true, conflicts_with = "foreground")]
     spawned: bool,
+    /// Started by the keeper
+    #[arg(long, hide = true, conflicts_with_all = ["foreground", "spawned"])]
+    kept: bool,
+    /// In the place of a keeper of another version
+    #[arg(long, hide = true, conflicts_with_all = ["foreground", "spawned", "kept"])]
+    resume: bool,
 }
 
 impl Start {
     pub fn run(self, context: &Context) -> Result<()> {
         let dir = context.store_dir()?;
-        if self.spawned {
-            return service::run_spawned(&dir, self.listen.as_deref());
+        let listen = self.listen.as_deref();
+        match (self.spawned, self.kept, self.resume) {
+            (true, ..) => {
+                service::leave_session();
+                let kept = launch::keep(&dir, listen, false);
+                return end(kept.inspect_err(|error| service::tell(&Err(error.clone().into())))?);
+            }
+            (_, true, _) => return end(service::run_kept(&dir, listen)?),
+            (.., true) => return end(launch::keep(&dir, listen, false)?),
+            _ => drop(service::asked_to_listen(listen)?),
         }
-        service::asked_to_listen(self.listen.as_deref())?;
         if self.foreground {
-            return service::run(&dir, self.listen.as_deref());
+            return end(launch::keep(&dir, listen, true)?);
         }
         let client = launch::client_listening(&dir, self.listen.clone())?;
         let status = context.verbosely(client).status()?;
         refuse_elsewhere(self.listen, &status.http)?;
         context.outcome(&status)?;
         refuse_missing(&status.mounts)
+    }
+}
+
+/// Ends the process as the service that it was, or kept, has ended.
+fn end(code: i32) -> Result<()> {
+    match code {
+        0 => Ok(()),
+        // SAFETY: it only ends the process. Everything that the service had is closed or somebody else's by now.
+        code => unsafe { libc::_exit(code) },
     }
 }
 

@@ -242,6 +242,19 @@ fn postmaster(dir: &Path) -> Option<Postmaster> {
     lives.then_some(postmaster)
 }
 
+/// Whether a server that was started on the directory lives and works in what was mounted there before.
+#[cfg(target_os = "linux")]
+pub fn has_lost(dir: &Path) -> bool {
+    let text = fs::read_to_string(dir.join("postmaster.pid")).ok();
+    let postmaster = text.and_then(|text| parse_pid_file(&text));
+    postmaster.is_some_and(|postmaster| is_started_on(postmaster.pid, dir) && !is_on(postmaster.pid, dir))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn has_lost(_: &Path) -> bool {
+    false
+}
+
 /// Ends a server that a killed service has left behind: its mount is gone from under it, and it still holds the port and
 /// the data directory's lock. It is known by its file and its arguments, and by not working in what is mounted there now.
 #[cfg(target_os = "linux")]

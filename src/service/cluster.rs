@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use fusefs::{Fs, Mount, Options};
+use fusefs::{Fs, Keeping, Mount, Options};
 use nix::unistd::mkdtemp;
 use pageserver::{BranchName, Start};
 
@@ -67,7 +67,8 @@ impl Service {
     fn attach_privately(self: &Arc<Self>, branch: &BranchName, dir: &Path) -> Result<Mount> {
         let store = self.storages.store_of(branch)?;
         let fs = Fs::of_branch(store.timeline(branch)?, Box::new(Hidden::new(&store, branch)));
-        Ok(Mount::new(fs, dir, &Options::new(branch), || {})?)
+        // Nobody keeps it: what is unfinished goes when the service dies.
+        Ok(Mount::new(fs, dir, &Options::new(branch), Keeping::none(), || {})?)
     }
 
     /// Takes away an unfinished data directory's mount, branch and directory, as far as they are there.

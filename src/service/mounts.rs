@@ -8,14 +8,16 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fusefs::{Fs, Mount, MountError, Options};
-use pageserver::Start;
+use fusefs::{Fs, Kept, Mount, MountError, Options};
+use pageserver::{BranchName, Start};
 
 use super::Service;
 use super::detach::{clear, tear_off};
 use super::memory::{Place, Unfinished};
+use super::parent::Inherited;
 use super::snapshots::Hidden;
 use crate::api::mounts as api;
+use crate::api::pgs::{Action, At};
 use crate::error::{Error, Kind, Result};
 use crate::name::ViewName;
 use crate::postgres::server;
@@ -121,13 +123,42 @@ impl Service {
             ViewName::Head(branch) => Fs::of_branch(store.timeline(branch)?, Box::new(Hidden::new(&store, branch))),
             ViewName::Snapshot(name) => Fs::of_snapshot(store.snapshot_view(name)?),
         };
+        let (options, keeping) = (Options::new(&place.view), self.parent.keeping(label(place)));
+        Ok(Mount::new(fs, &place.dir, &options, keeping, self.forgetting())?)
+    }
+
+    /// Goes on with a mount that an earlier service has left.
+    #[cfg(target_os = "linux")]
+    fn resume(self: &Arc<Self>, place: &Place, kept: Kept, crashed: bool) -> Result<Mount> {
+        let store = self.storages.store_of(place.view.branch())?;
+        let fs = match &place.view {
+            ViewName::Head(branch) => {
+                let timeline = store.resumed_timeline(branch)?;
+                Fs::of_branch(timeline, Box::new(Hidden::new(&store, branch)))
+            }
+            ViewName::Snapshot(name) => Fs::of_snapshot(store.snapshot_view(name)?),
+        };
+        let keeping = self.parent.still_keeping(kept.number, kept.label());
+        let options = Options::new(&place.view);
+        Ok(Mount::resume(
+            fs,
+            kept,
+            &place.dir,
+            &options,
+            keeping,
+            crashed,
+            self.forgetting(),
+        )?)
+    }
+
+    /// What is done when a mount has ended.
+    fn forgetting(self: &Arc<Self>) -> impl FnOnce() + Send + 'static {
         let service = Arc::downgrade(self);
-        let on_end = move || {
+        move || {
             if let Some(service) = service.upgrade() {
                 log_failure("forget a mount", service.table.forget_ended());
             }
-        };
-        Ok(Mount::new(fs, &place.dir, &Options::new(&place.view), on_end)?)
+        }
     }
 
     /// Unmounts and forgets.
@@ -234,16 +265,71 @@ impl Service {
         tear_off(dir)
     }
 
-    /// For a start: undoes what a killed service left half-made, and mounts what was remembered.
-    pub(super) fn recover(self: &Arc<Self>) -> Result<()> {
+    /// For a start: undoes what a killed service left half-made, goes on with its mounts, and mounts what else was remembered.
+    pub(super) fn recover(self: &Arc<Self>, inherited: Inherited) -> Result<()> {
+        let Inherited { mounts, crashed, .. } = inherited;
         let unfinished = self.memory.get().unfinished.clone();
+        let is_finished = |place: &Place| !unfinished.iter().any(|made| made.branch == *place.view.branch());
+        let mut kept: Vec<(Place, Kept)> = Vec::new();
+        for mount in mounts {
+            match serde_json::from_slice(&mount.label()) {
+                Ok(place) if is_finished(&place) => kept.push((place, mount)),
+                _ => mount.end(&*self.parent),
+            }
+        }
         for unfinished in unfinished {
             self.undo(&unfinished);
         }
         for place in self.table.places() {
-            self.remount(&place.dir)?;
+            let found = kept.iter().position(|(of, _)| *of == place);
+            match found.map(|found| kept.swap_remove(found).1) {
+                Some(mount) => self.take_over(&place, mount, crashed)?,
+                None => self.mount_anew(&place)?,
+            }
+        }
+        kept.into_iter().for_each(|(_, mount)| mount.end(&*self.parent));
+        Ok(())
+    }
+
+    /// Goes on with a mount while it is in use. Where that can't be, its users have lost it, and it is mounted anew.
+    fn take_over(self: &Arc<Self>, place: &Place, kept: Kept, crashed: bool) -> Result<()> {
+        match self.resume(place, kept, crashed) {
+            Ok(mount) => {
+                self.table.settle(&place.dir, Ok(mount));
+                tracing::info!("{} on {} goes on", place.view, place.dir.display());
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!("{} is mounted anew: {}", place.view, error.message);
+                self.mount_anew(place)
+            }
+        }
+    }
+
+    /// Mounts what is not there any more, and starts the server again that lost it.
+    fn mount_anew(self: &Arc<Self>, place: &Place) -> Result<()> {
+        self.remount(&place.dir)?;
+        let ViewName::Head(branch) = &place.view else {
+            return Ok(());
+        };
+        if self.memory.get().pgs.contains_key(branch) && server::has_lost(&place.dir) {
+            tracing::warn!("PostgreSQL of {branch} lost its data directory with the mount: it is restarted");
+            self.start_in_background(branch);
         }
         Ok(())
+    }
+
+    fn start_in_background(self: &Arc<Self>, pg: &BranchName) {
+        let (service, pg) = (self.clone(), pg.clone());
+        let start = move || {
+            let start = Action::Start {
+                is_replica: false,
+                at: At::default(),
+            };
+            let started = service.act(&pg, start, &service.jobs.silent());
+            log_failure("restart PostgreSQL", started.map(drop).map_err(|error| error.message));
+        };
+        log_failure("restart PostgreSQL", thread::Builder::new().spawn(start).map(drop));
     }
 
     fn undo(&self, unfinished: &Unfinished) {
@@ -254,6 +340,11 @@ impl Service {
             tracing::error!("{branch} on {} is left as it is: {}", dir.display(), error.message);
         }
     }
+}
+
+/// By which a mount is known again: JSON.
+fn label(place: &Place) -> Vec<u8> {
+    serde_json::to_vec(place).unwrap_or_default()
 }
 
 /// Whether it was made just now.

@@ -11,10 +11,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::Service;
 use super::door::{Door, Guests};
 use super::startup::{PidFile, Socket};
 use super::tcp::Tcp;
+use super::{Ending, RESTART, Service};
 use crate::api::{self, guard::Guard};
 use crate::error::{Error, Result};
 
@@ -24,6 +24,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long nobody new must have come before the doors are closed for good. Who found the socket just before it was hidden
 /// may be slow to speak.
 const LAST_CALL: Duration = Duration::from_millis(20);
+
+/// Signals that come while one is being obeyed, and for so long after, are the same.
+const SAME_SIGNAL: Duration = Duration::from_millis(50);
 
 /// How long the blocks of removed files may stay.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
@@ -38,7 +41,8 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn serve(self) -> Result<()> {
+    /// Returns what to exit with.
+    pub fn serve(self) -> Result<i32> {
         let Running {
             socket,
             tcp,
@@ -47,11 +51,12 @@ impl Running {
             pid,
         } = self;
         let served = runtime.block_on(serve(&socket, tcp, service.clone()));
+        let restart = *service.stopped.borrow() == Some(Ending::Restart);
         // The process file's lock goes last: `zenith stop` waits for it.
         drop((socket, runtime, service));
         drop(pid);
         tracing::info!("stopped");
-        served
+        served.map(|()| if restart { RESTART } else { 0 })
     }
 }
 
@@ -120,7 +125,7 @@ async fn tidy(service: Arc<Service>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
-            _ = stopped.wait_for(|stopped| *stopped) => return,
+            _ = stopped.wait_for(Option::is_some) => return,
         }
         let service = service.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || service.tidy()).await {
@@ -130,17 +135,20 @@ async fn tidy(service: Arc<Service>) {
 }
 
 /// Ready when the service has been stopped.
-async fn until_stopped(mut stopped: watch::Receiver<bool>) {
+async fn until_stopped(mut stopped: watch::Receiver<Option<Ending>>) {
     // An error says that the service is gone, which is as good.
-    let _gone = stopped.wait_for(|stopped| *stopped).await.is_err();
+    let _gone = stopped.wait_for(Option::is_some).await.is_err();
 }
 
-/// The first signal stops the service unless mounts are in use; the next one does it all the same.
+/// The first signal stops the service unless mounts are in use; the next one does it all the same. One that came at the
+/// same time is the same: a signal to all of zenith's processes comes from the keeper too.
 async fn stop_on(mut signals: Signal, service: Arc<Service>) {
     let mut force = false;
     while signals.recv().await.is_some() {
         let service = service.clone();
-        match tokio::task::spawn_blocking(move || service.stop(force)).await {
+        let stopped = tokio::task::spawn_blocking(move || service.stop(force)).await;
+        let _the_same = tokio::time::timeout(SAME_SIGNAL, signals.recv()).await.is_ok();
+        match stopped {
             Ok(Ok(())) => return,
             Ok(Err(error)) => tracing::warn!("not stopping: {}; a second signal forces it", error.message),
             Err(error) => tracing::error!("stop failed: {error}"),

@@ -16,12 +16,14 @@ use nix::unistd::{dup2_stdout, setsid};
 use pageserver::{Disk, Store};
 use tokio::runtime::{Builder, Runtime};
 
+use super::parent::{self, Inherited, Parent};
 use super::serve::Running;
-use super::{Service, log, tcp};
+use super::{Service, tcp};
+use crate::api::storages::StorageName;
 use crate::client::{socket_dir, socket_path};
 use crate::error::{Error, Result};
 use crate::launch::{Down, Report};
-use crate::store_dir;
+use crate::{log, store_dir};
 
 /// Threads that read and answer requests; the work is done on others.
 const WORKERS: usize = 2;
@@ -32,24 +34,30 @@ const OPERATIONS_MAX: usize = 64;
 /// Brings the service up; the error is what a starter is told.
 pub fn start(dir: &Path, listen: Option<&str>) -> std::result::Result<Running, Down> {
     let failed = |error: Error| Down::Failed(error.into());
+    let found = parent::find().map_err(Error::io("find who started this service"));
+    let (parent, mut inherited) = found.map_err(failed)?;
     log::init().and_then(|()| settle()).map_err(failed)?;
     let disk = Disk::new().with_open_files_max(backing_files_max());
-    let store = Store::open(dir, disk).map_err(|error| match error {
+    let opened = match inherited.lock(&StorageName::local()) {
+        Some(lock) => Store::reopen(dir, disk, lock),
+        None => Store::open(dir, disk),
+    };
+    let store = opened.map_err(|error| match error {
         pageserver::Error::Locked { .. } => Down::Locked(Error::from(error).into()),
         error => failed(error.into()),
     })?;
-    come_up(store, listen).map_err(failed)
+    come_up(store, listen, parent, inherited).map_err(failed)
 }
 
-fn come_up(store: Arc<Store>, listen: Option<&str>) -> Result<Running> {
+fn come_up(store: Arc<Store>, listen: Option<&str>, parent: Parent, mut inherited: Inherited) -> Result<Running> {
     let dir = store.dir().to_path_buf();
     let pid = PidFile::write(dir.join(store_dir::PID))?;
     if let Some(warning) = store.warning() {
         tracing::warn!("{warning}");
     }
     let (http, tcp) = tcp::open(listen, &dir)?;
-    let service = Arc::new(Service::new(store, http)?);
-    service.recover()?;
+    let service = Arc::new(Service::new(store, http, Arc::new(parent), &mut inherited)?);
+    service.recover(inherited)?;
     let running = Running {
         socket: Socket::bind(&dir)?,
         tcp,
@@ -57,6 +65,7 @@ fn come_up(store: Arc<Store>, listen: Option<&str>) -> Result<Running> {
         service,
         pid,
     };
+    running.service.parent.tell_ready();
     tracing::info!(store = %dir.display(), version = env!("CARGO_PKG_VERSION"), "the service is up");
     Ok(running)
 }

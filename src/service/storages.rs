@@ -4,12 +4,14 @@
 //! when the service starts stays attached and says why it can't be used.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pageserver::{BranchName, Disk, Store, known_names};
 
 use super::memory::{Memory, StorageRecord};
+use super::parent::{Inherited, Parent};
 use super::startup::backing_files_max;
 use crate::api::storages::{NewStorage, Storage, StorageName};
 use crate::error::{Error, Result};
@@ -20,24 +22,45 @@ pub struct Storages {
     attached: RwLock<BTreeMap<StorageName, State>>,
     /// Held from the first check of a storage that comes or goes until it has.
     changing: Mutex<()>,
+    /// Holds the locks when this process dies.
+    parent: Arc<Parent>,
 }
 
 /// An attached storage, or why it can't be used.
 type State = std::result::Result<Arc<Store>, String>;
 
 impl Storages {
-    pub fn open(local: Arc<Store>, memory: Arc<Memory>) -> Storages {
-        let records = memory.get().storages.clone();
-        let attached = records
-            .into_iter()
-            .map(|(name, record)| (name.clone(), reopen(&name, &record)))
-            .collect();
-        Storages {
+    pub fn open(
+        local: Arc<Store>,
+        memory: Arc<Memory>,
+        parent: Arc<Parent>,
+        inherited: &mut Inherited,
+    ) -> Result<Storages> {
+        let storages = Storages {
             local,
             memory,
-            attached: RwLock::new(attached),
+            attached: RwLock::default(),
             changing: Mutex::default(),
+            parent,
+        };
+        storages.keep_lock(&StorageName::local(), &storages.local)?;
+        let records = storages.memory.get().storages.clone();
+        for (name, record) in records {
+            let state = reopen(&record, inherited.lock(&name))
+                .and_then(|store| storages.keep_lock(&name, &store).map(|()| store))
+                .map_err(|error| {
+                    tracing::error!("the storage {name} can't be used: {error}");
+                    error.message
+                });
+            storages.attached_mut().insert(name, state);
         }
+        Ok(storages)
+    }
+
+    /// From here on nobody else gets the store before this service and those after it have ended.
+    fn keep_lock(&self, name: &StorageName, store: &Store) -> Result<()> {
+        let kept = self.parent.keep_lock(name, store.lock());
+        kept.map_err(Error::io("have the store's lock kept"))
     }
 
     pub fn local(&self) -> &Arc<Store> {
@@ -100,12 +123,12 @@ impl Storages {
         }
         let (store, warning) = make_or_open(&path)?;
         self.refuse_twins(&store)?;
+        self.keep_lock(name, &store)?;
         let record = StorageRecord { path, options };
         self.memory
-            .change(|remembered| drop(remembered.storages.insert(name.clone(), record)))?;
-        let mut attached = self.attached.write().unwrap_or_else(PoisonError::into_inner);
-        attached.insert(name.clone(), Ok(store));
-        drop(attached);
+            .change(|remembered| drop(remembered.storages.insert(name.clone(), record)))
+            .inspect_err(|_| self.parent.let_go_of_lock(name))?;
+        self.attached_mut().insert(name.clone(), Ok(store));
         tracing::info!("storage {name} attached");
         let storage = self.show(name)?;
         Ok(Storage { warning, ..storage })
@@ -144,8 +167,8 @@ impl Storages {
         self.check_detachable(name)?;
         self.memory
             .change(|remembered| drop(remembered.storages.remove(name)))?;
-        let mut attached = self.attached.write().unwrap_or_else(PoisonError::into_inner);
-        attached.remove(name);
+        self.attached_mut().remove(name);
+        self.parent.let_go_of_lock(name);
         tracing::info!("storage {name} detached");
         Ok(())
     }
@@ -185,17 +208,26 @@ impl Storages {
     fn attached(&self) -> RwLockReadGuard<'_, BTreeMap<StorageName, State>> {
         self.attached.read().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn attached_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<StorageName, State>> {
+        self.attached.write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn open(path: &Path) -> Result<Arc<Store>> {
-    Ok(Store::open(path, Disk::new().with_open_files_max(backing_files_max()))?)
+    Ok(Store::open(path, disk())?)
 }
 
-fn reopen(name: &StorageName, record: &StorageRecord) -> State {
-    open(&record.path).map_err(|error| {
-        tracing::error!("the storage {name} can't be used: {error}");
-        error.message
-    })
+/// With the lock that was kept since an earlier service, if it was.
+fn reopen(record: &StorageRecord, lock: Option<OwnedFd>) -> Result<Arc<Store>> {
+    match lock {
+        Some(lock) => Ok(Store::reopen(&record.path, disk(), lock)?),
+        None => open(&record.path),
+    }
+}
+
+fn disk() -> Disk {
+    Disk::new().with_open_files_max(backing_files_max())
 }
 
 /// A store that is there is taken as it is; else a new one is made.

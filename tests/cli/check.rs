@@ -78,7 +78,7 @@ fn a_file_that_is_cut_or_gone_is_told_in_every_form() {
 #[test]
 fn a_damaged_log_is_refused_until_it_is_repaired_and_then_kept() {
     let sandbox = with_snapshot("check-log");
-    sandbox.kill_9();
+    sandbox.kill_with_keeper();
     let log = fs::read_dir(sandbox.store().join("db"))
         .expect("db")
         .flatten()

@@ -4,6 +4,8 @@ mod bad_input;
 mod check;
 mod command_line;
 mod commands;
+#[path = "../support/service.rs"]
+mod processes;
 mod rest;
 mod sandbox;
 mod service;

@@ -257,6 +257,7 @@ fn nothing_changes_by_get_and_the_description_has_every_route_and_method() {
         "/stop",
         "/storages",
         "/storages/{name}",
+        "/upgrade",
     ];
     assert_eq!(paths, expected);
     for path in paths {

@@ -3,7 +3,7 @@
 //!
 //! It lies below the build directory, since a store on a tmpfs is refused.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use std::{io, process, thread};
 
 use nix::mount::{MntFlags, umount2};
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
+
+use crate::processes;
 
 const ZENITH: &str = env!("CARGO_BIN_EXE_zenith");
 
@@ -110,25 +111,14 @@ impl Sandbox {
         Pid::from_raw(i32::try_from(pid).expect("a process id"))
     }
 
-    /// Ends the service at once, as a crash would.
-    pub fn kill_9(&self) {
-        let file = File::open(self.store().join("service.pid"));
-        let (Ok(file), Some(pid)) = (file, self.pid_on_file()) else {
-            return;
-        };
-        if kill(pid, Signal::SIGKILL).is_ok() {
-            until("the service is gone", || {
-                !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
-            });
-        }
+    /// Ends the service at once, as a crash would. Its keeper starts the next one.
+    pub fn kill_service(&self) {
+        processes::kill_service(&self.store());
     }
 
-    /// The service's process, whether or not it answers. A file without a lock on it is a dead one's.
-    fn pid_on_file(&self) -> Option<Pid> {
-        let path = self.store().join("service.pid");
-        let lives = matches!(File::open(&path).ok()?.try_lock_shared(), Err(TryLockError::WouldBlock));
-        let pid = fs::read_to_string(path).ok()?.trim().parse().ok()?;
-        lives.then(|| Pid::from_raw(pid))
+    /// Ends the service and its keeper at once.
+    pub fn kill_with_keeper(&self) {
+        processes::kill_with_keeper(&self.store());
     }
 
     /// Where a killed service had mounted the cluster it was making.
@@ -153,7 +143,7 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        self.kill_9();
+        self.kill_with_keeper();
         for dir in self.unfinished().into_iter().chain(self.mount_points()) {
             if let Err(error) = detach(&dir) {
                 eprintln!("{} stays mounted: {error}", dir.display());

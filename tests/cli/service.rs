@@ -2,6 +2,8 @@
 //! when it or its client is killed.
 
 use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -93,13 +95,13 @@ fn what_a_forced_stop_finds_unwritten_is_kept() {
 }
 
 #[test]
-fn after_kill_9_the_next_command_starts_the_service_and_mounts_again() {
+fn after_kill_9_of_service_and_keeper_the_next_command_mounts_again() {
     let sandbox = Sandbox::new("killed");
     sandbox.ok(&["mount", "main", "m", "--create"]);
     fs::write(sandbox.path("m/file"), "synced").expect("written");
     sync(&sandbox.path("m/file"));
     let _open = File::open(sandbox.path("m/file")).expect("opened");
-    sandbox.kill_9();
+    sandbox.kill_with_keeper();
     assert!(fs::read_dir(sandbox.path("m")).is_err(), "nobody answers");
     sandbox.refused(5, &["status"], "no service runs", "zenith start");
     sandbox.ok(&["branch"]);
@@ -251,7 +253,7 @@ fn a_cluster_whose_service_is_killed_is_taken_away() {
     client.kill().and_then(|()| client.wait()).expect("killed");
     let dir = sandbox.unfinished().expect("a directory");
     assert!(dir.exists());
-    sandbox.kill_9();
+    sandbox.kill_service();
     kill(child, Signal::SIGKILL).expect("killed");
     assert_eq!(sandbox.json(&["branch"]).as_array().map(Vec::len), Some(0));
     assert!(!dir.exists(), "{}", dir.display());
@@ -263,7 +265,7 @@ fn an_init_whose_service_is_killed_leaves_nothing() {
     let initdb = Initdb::fake(&sandbox, "exec sleep 60");
     let client = sandbox.spawn(&["init", "--pg-bin", initdb.dir()]);
     let child = initdb.begun();
-    sandbox.kill_9();
+    sandbox.kill_service();
     kill(child, Signal::SIGKILL).expect("killed");
     let output = client.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -307,4 +309,103 @@ impl Initdb {
 
 fn read_pid(path: &Path) -> Option<i32> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[test]
+fn a_mount_outlives_its_service_and_whoever_uses_it_sees_a_pause() {
+    let sandbox = Sandbox::new("outlives");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    let path = sandbox.path("m/file");
+    let mut file = File::create(&path).expect("made");
+    file.write_all(b"before").expect("written");
+    fs::remove_file(&path).expect("removed");
+    for _ in 0..5 {
+        let before = sandbox.pid();
+        sandbox.kill_service();
+        file.write_all(b" after").expect("written on");
+        file.sync_all().expect("synced");
+        fs::create_dir(sandbox.path("m/dir")).expect("made");
+        fs::remove_dir(sandbox.path("m/dir")).expect("removed");
+        assert_ne!(sandbox.pid(), before);
+    }
+    let open = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let text = fs::read_to_string(open).expect("the file is there while it is open");
+    assert_eq!(text, format!("before{}", " after".repeat(5)));
+    drop(file);
+    sandbox.ok(&["umount", "m"]);
+    sandbox.ok(&["stop"]);
+    assert!(sandbox.mount_points().is_empty());
+}
+
+#[test]
+fn a_file_without_a_name_ends_when_it_was_closed_while_no_service_ran() {
+    let sandbox = Sandbox::new("closed-meanwhile");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    let path = sandbox.path("m/file");
+    let file = File::create(&path).expect("made");
+    file.set_len(1 << 20).expect("grown");
+    (&file).write_all(&[1; 4096]).expect("written");
+    file.sync_all().expect("synced");
+    fs::remove_file(&path).expect("removed");
+    let backing_files = || {
+        let layers = fs::read_dir(sandbox.store().join("layers")).expect("listed");
+        layers
+            .map(|layer| fs::read_dir(layer.expect("a layer").path()).expect("listed").count())
+            .sum::<usize>()
+    };
+    assert_eq!(backing_files(), 1);
+    sandbox.kill_service();
+    drop(file);
+    sandbox.ok(&["status"]);
+    until("its blocks are gone", || backing_files() == 0);
+}
+
+#[test]
+fn an_upgrade_changes_the_program_under_a_mount_in_use() {
+    let sandbox = Sandbox::new("upgrade");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    let mut file = File::create(sandbox.path("m/file")).expect("made");
+    let (program, pid) = (sandbox.path("another-zenith"), sandbox.pid());
+    fs::copy(env!("CARGO_BIN_EXE_zenith"), &program).expect("copied");
+    for bad in ["/bin/true", "/nowhere"] {
+        sandbox.refused(
+            4,
+            &["upgrade", "--program", bad],
+            "can't be the next service",
+            "zenith program",
+        );
+    }
+    assert_eq!(sandbox.pid(), pid);
+    sandbox.ok(&["upgrade", "--program", "another-zenith"]);
+    file.write_all(b"goes on").expect("written");
+    let exe = fs::read_link(format!("/proc/{}/exe", sandbox.pid())).expect("a process");
+    assert_eq!(exe, program);
+    sandbox.kill_service();
+    let exe = fs::read_link(format!("/proc/{}/exe", sandbox.pid())).expect("a process");
+    assert_eq!(exe, program, "the keeper is of the new version too");
+    drop(file);
+    sandbox.ok(&["stop"]);
+    sandbox.refused(5, &["upgrade"], "no service runs", "zenith start");
+}
+
+#[test]
+fn commands_wait_for_the_service_that_takes_over() {
+    let sandbox = Sandbox::new("meanwhile");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    for _ in 0..5 {
+        sandbox.kill_service();
+        let commands = [
+            &["status"][..],
+            &["branch"],
+            &["snapshot", "list"],
+            &["storage", "list"],
+        ];
+        let running: Vec<_> = commands.iter().map(|command| sandbox.spawn(command)).collect();
+        for command in running {
+            let output = command.wait_with_output().expect("it ends");
+            assert!(output.status.success(), "{}", text(&output.stderr));
+        }
+    }
+    let log = fs::read_to_string(sandbox.store().join("service.log")).expect("readable");
+    assert_eq!(log.matches("goes on").count(), 5, "{log}");
 }

@@ -8,9 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::{env, fs, process};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
 const ZENITH: &str = env!("CARGO_BIN_EXE_zenith");
 
 pub struct Store {
@@ -55,17 +52,6 @@ impl Store {
         let output = self.run(&[arguments, &["-o", "json"]].concat());
         assert!(output.status.success(), "zenith {arguments:?}: {output:?}");
         serde_json::from_slice(&output.stdout).expect("JSON")
-    }
-
-    /// Ends the service at once, as a crash would, and returns when it has let go of everything: its file with the
-    /// process id is locked so long.
-    pub fn kill_service(&self) {
-        let path = self.dir.join("service.pid");
-        let file = fs::File::open(&path).expect("a service");
-        let pid = fs::read_to_string(&path).expect("a service");
-        let pid = Pid::from_raw(pid.trim().parse().expect("a number"));
-        kill(pid, Signal::SIGKILL).expect("it runs");
-        file.lock_shared().expect("it has let go");
     }
 
     pub fn dir(&self) -> &Path {

@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 
 use nix::errno::Errno;
-use pageserver::{Attr, Fallocate, FsResult, Ino, NewKind, NewNode, Rename, SetAttr, Time, Timeline};
+use pageserver::{Attr, Fallocate, FsResult, Ino, NewKind, NewNode, Rename, Request, SetAttr, Time, Timeline};
 
 use super::{Entry, Fs, Opening, Tree, check_name, kept, opening};
 use crate::node::Node;
@@ -33,23 +33,36 @@ pub struct Name<'a> {
 }
 
 impl Fs {
-    pub fn create(&self, at: Name, kind: NewKind, mode: u16, caller: Caller, now: Time) -> FsResult<Entry> {
+    pub fn create<'r>(
+        &self,
+        at: Name,
+        kind: NewKind,
+        mode: u16,
+        caller: Caller,
+        request: impl Into<Request<'r>>,
+    ) -> FsResult<Entry> {
+        let request = request.into();
         let (timeline, parent) = self.free_name(at)?;
-        let node = new_node(timeline.view().getattr(parent)?, kind, mode, caller);
-        let attr = timeline.create(parent, at.name, node, now)?;
+        let attr = match timeline.answer(&request)? {
+            Some(made) => timeline.view().getattr(made)?,
+            None => {
+                let node = new_node(timeline.view().getattr(parent)?, kind, mode, caller);
+                timeline.create(parent, at.name, node, request)?
+            }
+        };
         Ok(self.counted(kept(at.parent, attr)))
     }
 
     /// Makes a regular file and opens it. An existing one is opened as it is, unless it has to be a new one.
-    pub fn create_and_open(
+    pub fn create_and_open<'r>(
         &self,
         at: Name,
         mode: u16,
         exclusive: bool,
         caller: Caller,
-        now: Time,
+        request: impl Into<Request<'r>>,
     ) -> FsResult<(Entry, Opening)> {
-        let entry = match self.create(at, NewKind::File, mode, caller, now) {
+        let entry = match self.create(at, NewKind::File, mode, caller, request) {
             Err(Errno::EEXIST) if !exclusive => self.lookup(at.parent, at.name)?,
             created => created?,
         };
@@ -58,44 +71,67 @@ impl Fs {
     }
 
     /// Makes a directory, or takes a snapshot where those are listed.
-    pub fn mkdir(&self, at: Name, mode: u16, caller: Caller, now: Time) -> FsResult<Entry> {
+    pub fn mkdir<'r>(&self, at: Name, mode: u16, caller: Caller, request: impl Into<Request<'r>>) -> FsResult<Entry> {
         if at.parent != Node::Snapshots {
-            return self.create(at, NewKind::Dir, mode, caller, now);
+            return self.create(at, NewKind::Dir, mode, caller, request);
         }
-        let layer = self.control()?.take(at.name, now)?;
+        let request = request.into();
+        let layer = match self.control()?.take(at.name, request.now) {
+            // The kernel asks for names that it doesn't know: this one was given to the request when it came first.
+            Err(Errno::EEXIST) if request.again => self.control()?.find(at.name)?,
+            taken => taken?,
+        };
         Ok(self.counted(self.snapshot_entry(layer)?))
     }
 
-    pub fn link(&self, node: Node, at: Name, now: Time) -> FsResult<Entry> {
+    pub fn link<'r>(&self, node: Node, at: Name, request: impl Into<Request<'r>>) -> FsResult<Entry> {
+        let request = request.into();
         same_tree(node, at.parent)?;
         let (_, ino) = self.head(node)?;
         let (timeline, parent) = self.free_name(at)?;
-        let attr = timeline.link(ino, parent, at.name, now)?;
+        let attr = match timeline.answer(&request)? {
+            Some(linked) => timeline.view().getattr(linked)?,
+            None => timeline.link(ino, parent, at.name, request)?,
+        };
         Ok(self.counted(kept(node, attr)))
     }
 
-    pub fn unlink(&self, at: Name, now: Time) -> FsResult<()> {
+    pub fn unlink<'r>(&self, at: Name, request: impl Into<Request<'r>>) -> FsResult<()> {
+        let request = request.into();
         let (timeline, parent) = self.taken_name(at)?;
-        timeline.unlink(parent, at.name, now)?;
-        Ok(())
+        match timeline.answer(&request)? {
+            Some(_) => Ok(()),
+            None => timeline.unlink(parent, at.name, request).map(drop),
+        }
     }
 
     /// Removes a directory, or destroys a snapshot where those are listed.
-    pub fn rmdir(&self, at: Name, now: Time) -> FsResult<()> {
+    pub fn rmdir<'r>(&self, at: Name, request: impl Into<Request<'r>>) -> FsResult<()> {
+        let request = request.into();
         if at.parent == Node::Snapshots {
-            return self.control()?.destroy(at.name);
+            return match self.control()?.destroy(at.name) {
+                Err(Errno::ENOENT) if request.again => Ok(()),
+                destroyed => destroyed,
+            };
         }
         let (timeline, parent) = self.taken_name(at)?;
-        timeline.rmdir(parent, at.name, now)?;
-        Ok(())
+        match timeline.answer(&request)? {
+            Some(_) => Ok(()),
+            None => timeline.rmdir(parent, at.name, request).map(drop),
+        }
     }
 
-    pub fn rename(&self, from: Name, to: Name, how: Rename, now: Time) -> FsResult<()> {
+    pub fn rename<'r>(&self, from: Name, to: Name, how: Rename, request: impl Into<Request<'r>>) -> FsResult<()> {
+        let request = request.into();
         same_tree(from.parent, to.parent)?;
         let (timeline, parent) = self.taken_name(from)?;
         let (_, new_parent) = self.taken_name(to)?;
-        timeline.rename(parent, from.name, new_parent, to.name, how, now)?;
-        Ok(())
+        match timeline.answer(&request)? {
+            Some(_) => Ok(()),
+            None => timeline
+                .rename(parent, from.name, new_parent, to.name, how, request)
+                .map(drop),
+        }
     }
 
     /// Sets attributes; `now` becomes the time of change.

@@ -26,6 +26,8 @@ pub enum MountError {
     NoFusermount,
     #[error("{path} could not be mounted: {reason}")]
     Refused { path: PathBuf, reason: String },
+    #[error("the mount on {path} was lost: {}", desc(.source))]
+    Lost { path: PathBuf, source: io::Error },
     #[error("{path} is in use")]
     Busy { path: PathBuf },
     #[error("{path} could not be unmounted: {reason}")]
@@ -60,7 +62,7 @@ impl MountError {
             MountError::Refused { .. } => {
                 Some("the service's user must own the directory, and in a container be allowed to mount".into())
             }
-            MountError::NotUnmounted { .. } => None,
+            MountError::NotUnmounted { .. } | MountError::Lost { .. } => None,
             MountError::Busy { path } => Some(format!("stop what uses it; `fuser -vm {}` lists it", path.display())),
             MountError::Covered { path } => Some(format!("`umount {}` takes that away", path.display())),
             MountError::Detached { .. } => {
@@ -91,6 +93,14 @@ impl MountError {
 
     pub(super) fn session(path: &Path, source: io::Error) -> MountError {
         MountError::refused(path, desc(&source))
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(super) fn lost(path: &Path, source: io::Error) -> MountError {
+        MountError::Lost {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     pub(super) fn not_unmounted(path: &Path, reason: impl Into<String>) -> MountError {

@@ -5,13 +5,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
-use fuser::{Session, SessionACL};
+use fuser::Session;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -19,7 +19,7 @@ use nix::sys::stat::{major, minor};
 use nix::unistd::{getegid, geteuid};
 
 use super::error::desc;
-use super::{MountError, Options, abandon, config};
+use super::{Keeping, MountError, Options, Record, abandon, config, session};
 use crate::fs::Fs;
 use crate::fuse::Fuse;
 
@@ -27,27 +27,49 @@ const DEVICE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
 const SUBTYPE: &str = "zenith";
 
-/// Mounts `fs` and greets the kernel.
-pub fn open(fs: Arc<Fs>, mountpoint: &Path, options: &Options) -> Result<Session<Fuse>, MountError> {
-    let fd = attach(mountpoint, options, fs.is_read_only())?;
-    let session = Fuse::new(fs).and_then(|fuse| Session::from_fd(fuse, fd, SessionACL::All, config(options)));
+/// Mounts `fs` and begins the session with the kernel.
+pub fn open(
+    fs: Arc<Fs>,
+    mountpoint: &Path,
+    options: &Options,
+    record: &Arc<Record>,
+    keeping: &Keeping,
+) -> Result<Session<Fuse>, MountError> {
+    let keep = |device: &OwnedFd| keeping.keep(device.as_fd(), record);
+    let device = attach(mountpoint, options, fs.is_read_only(), keep)?;
+    let session = Fuse::new(fs, record.clone()).and_then(|fuse| session::begin(fuse, &device, record, config(options)));
     session.map_err(|error| abandon(mountpoint, error))
 }
 
-/// Mounts, and returns the descriptor by which the kernel asks.
-fn attach(mountpoint: &Path, options: &Options, read_only: bool) -> Result<OwnedFd, MountError> {
+/// Mounts, and returns the descriptor by which the kernel asks, which `keep` has kept.
+fn attach(
+    mountpoint: &Path,
+    options: &Options,
+    read_only: bool,
+    keep: impl Fn(&OwnedFd) -> io::Result<()>,
+) -> Result<OwnedFd, MountError> {
+    let kept = |error| MountError::session(mountpoint, error);
     if geteuid().is_root() {
-        attach_as_root(mountpoint, options, read_only)
-    } else {
-        attach_by_helper(mountpoint, options, read_only)
+        let device = open_device()?;
+        // Before it is mounted: a process that dies in between leaves nothing behind.
+        keep(&device).map_err(kept)?;
+        attach_as_root(&device, mountpoint, options, read_only)?;
+        return Ok(device);
     }
+    let device = attach_by_helper(mountpoint, options, read_only)?;
+    keep(&device).map_err(|error| abandon(mountpoint, error))?;
+    Ok(device)
 }
 
-fn attach_as_root(mountpoint: &Path, options: &Options, read_only: bool) -> Result<OwnedFd, MountError> {
+fn open_device() -> Result<OwnedFd, MountError> {
     let device = File::options().read(true).write(true).open(DEVICE);
     let device = device.map_err(|error| MountError::NoFuse {
         reason: format!("failed to open {DEVICE}: {}", desc(&error)),
     })?;
+    Ok(device.into())
+}
+
+fn attach_as_root(device: &OwnedFd, mountpoint: &Path, options: &Options, read_only: bool) -> Result<(), MountError> {
     let data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},allow_other,default_permissions",
         device.as_raw_fd(),
@@ -64,8 +86,7 @@ fn attach_as_root(mountpoint: &Path, options: &Options, read_only: bool) -> Resu
         flags,
         Some(data.as_str()),
     )
-    .map_err(|errno| MountError::refused(mountpoint, errno.desc().to_lowercase()))?;
-    Ok(device.into())
+    .map_err(|errno| MountError::refused(mountpoint, errno.desc().to_lowercase()))
 }
 
 /// fusermount3 mounts and sends the descriptor over a socket, which it is given as its standard input.

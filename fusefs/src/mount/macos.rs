@@ -7,12 +7,18 @@ use std::sync::Arc;
 use fuser::{MountOption, Session, SessionACL};
 use nix::unistd::geteuid;
 
-use super::{MountError, Options, config};
+use super::{Keeping, MountError, Options, Record, config};
 use crate::fs::Fs;
 use crate::fuse::Fuse;
 
 /// Mounts `fs` and greets the kernel.
-pub fn open(fs: Arc<Fs>, mountpoint: &Path, options: &Options) -> Result<Session<Fuse>, MountError> {
+pub fn open(
+    fs: Arc<Fs>,
+    mountpoint: &Path,
+    options: &Options,
+    record: &Arc<Record>,
+    _keeping: &Keeping,
+) -> Result<Session<Fuse>, MountError> {
     let mut config = config(options);
     if !geteuid().is_root() {
         config.acl = SessionACL::Owner;
@@ -28,7 +34,7 @@ pub fn open(fs: Arc<Fs>, mountpoint: &Path, options: &Options) -> Result<Session
         MountOption::DefaultPermissions,
         MountOption::FSName(format!("zenith:{}", options.source)),
     ];
-    Fuse::new(fs)
+    Fuse::new(fs, record.clone())
         .and_then(|fuse| Session::new(fuse, mountpoint, &config))
         .map_err(|source| MountError::session(mountpoint, source))
 }

@@ -1,0 +1,58 @@
+//! A store's service as processes: the service itself and the keeper behind it.
+
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The service's process, whether or not it answers. A file without a lock on it is a dead one's.
+pub fn pid(store: &Path) -> Option<Pid> {
+    let path = store.join("service.pid");
+    let lives = matches!(File::open(&path).ok()?.try_lock_shared(), Err(TryLockError::WouldBlock));
+    let pid = fs::read_to_string(path).ok()?.trim().parse().ok()?;
+    lives.then(|| Pid::from_raw(pid))
+}
+
+/// Ends the service at once, as a crash would; returns when it has ended. The keeper starts the next one.
+#[allow(dead_code, reason = "tests take what they need")]
+pub fn kill_service(store: &Path) -> Option<Pid> {
+    let pid = pid(store)?;
+    kill(pid, Signal::SIGKILL).expect("it runs");
+    until("the service is gone", || kill(pid, None) == Err(Errno::ESRCH));
+    Some(pid)
+}
+
+/// Ends the keeper and the service at once: their mounts are lost.
+#[allow(dead_code, reason = "tests take what they need")]
+pub fn kill_with_keeper(store: &Path) {
+    let (Some(pid), Ok(file)) = (pid(store), File::open(store.join("service.pid"))) else {
+        return;
+    };
+    // Whoever has ended already is as good as killed.
+    let _ = kill(keeper_of(pid), Signal::SIGKILL);
+    let _ = kill(pid, Signal::SIGKILL);
+    until("the service has let go of everything", || {
+        !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+    });
+}
+
+fn keeper_of(service: Pid) -> Pid {
+    let stat = fs::read_to_string(format!("/proc/{service}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let parent = after_name.split_whitespace().nth(1).and_then(|pid| pid.parse().ok());
+    Pid::from_raw(parent.filter(|pid| *pid > 1).expect("a keeper"))
+}
+
+fn until(what: &str, there: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !there() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}

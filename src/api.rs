@@ -12,6 +12,7 @@
 //! ```
 
 pub mod branches;
+pub mod check;
 mod docs;
 pub mod guard;
 pub mod jobs;
@@ -67,6 +68,7 @@ pub fn router(service: Arc<Service>, guard: Guard) -> Router {
         .merge(pgs::routes())
         .merge(peeks::routes())
         .merge(storages::routes())
+        .merge(check::routes())
         .merge(jobs::routes())
         .merge(metrics::routes())
         .split_for_parts();

@@ -1,6 +1,7 @@
 //! The command line: one module per verb; the doc comment of its arguments is its help text.
 
 mod branch;
+mod check;
 mod checkout;
 mod completion;
 mod consent;
@@ -96,6 +97,7 @@ enum Command {
     Snapshot(snapshot::Snapshot),
     Checkout(checkout::Checkout),
     Storage(storage::Storage),
+    Check(check::Check),
     Status(status::Status),
     Start(start::Start),
     Stop(stop::Stop),
@@ -135,6 +137,7 @@ impl Cli {
             Command::Branch(verb) => verb.run(&context),
             Command::Snapshot(verb) => verb.run(&context),
             Command::Checkout(verb) => verb.run(&context),
+            Command::Check(verb) => verb.run(&context),
             Command::Status(verb) => verb.run(&context),
             Command::Start(verb) => verb.run(&context),
             Command::Stop(verb) => verb.run(&context),

@@ -26,6 +26,7 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::api::branches::{Branch, CheckedOut, Checkout, NewBranch};
+use crate::api::check::{Checked, NewCheck};
 use crate::api::jobs::{Job, RESPOND_ASYNC, State};
 use crate::api::mounts::{Mount, NewMount};
 use crate::api::peeks::{NewPeek, Peek};
@@ -186,6 +187,10 @@ impl Client {
 
     pub fn check_detach_storage(&self, name: &StorageName) -> Result<()> {
         self.try_delete(&format!("/storages/{}", encoded(name)))
+    }
+
+    pub fn check(&self, asked: &NewCheck, watcher: &mut dyn Watcher) -> Result<Checked> {
+        self.job(Method::POST, "/check", body_of(asked)?, watcher)
     }
 
     pub fn pgs(&self) -> Result<Vec<Pg>> {

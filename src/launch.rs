@@ -80,7 +80,7 @@ fn start(store: &Path, listen: Option<&str>) -> Result<()> {
 }
 
 /// A service of another user would leave files behind that the owner can't use.
-fn check_owner(store: &Path) -> Result<()> {
+pub fn check_owner(store: &Path) -> Result<()> {
     let owner = fs::metadata(store).map_err(Error::path("look at", store))?.uid();
     if owner == geteuid().as_raw() {
         return Ok(());

@@ -13,6 +13,7 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use crate::api::branches::{Branch, CheckedOut};
+use crate::api::check::{Checked, Finding, Severity};
 use crate::api::mounts::Mount;
 use crate::api::pgs::{Acted, LogText, Pg, PgDetails};
 use crate::api::snapshots::{Postgres, Snapshot};
@@ -380,6 +381,39 @@ impl Show for Storage {
 
     fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
+    }
+}
+
+impl Show for Checked {
+    fn text(&self) -> String {
+        let mut lines: Vec<String> = self.findings.iter().map(found).collect();
+        if self.sound {
+            let is_mended = self.findings.iter().any(|finding| finding.repaired);
+            lines.push(
+                if is_mended {
+                    "nothing else is damaged"
+                } else {
+                    "nothing is damaged"
+                }
+                .into(),
+            );
+        }
+        lines.join("\n")
+    }
+}
+
+fn found(finding: &Finding) -> String {
+    let severity = match finding.severity {
+        _ if finding.repaired => "repaired",
+        Severity::Note => "note",
+        Severity::Leftover => "leftover",
+        Severity::Damage => "damage",
+    };
+    let told = format!("{severity}: {}: {}: {}", finding.storage, finding.place, finding.what);
+    match &finding.repair {
+        Some(repair) if finding.repaired => format!("{told} (done: {repair})"),
+        Some(repair) => format!("{told} (--repair: {repair})"),
+        None => told,
     }
 }
 

@@ -14,6 +14,7 @@
 //! * Stopping waits for the operations that run, lets no new ones in, and unmounts without forgetting.
 
 mod branches;
+mod check;
 mod cluster;
 mod detach;
 mod door;
@@ -47,6 +48,7 @@ use crate::api::status::{self, Http, Process, Status, Upgrade};
 use crate::api::storages::{NewStorage, Storage, StorageName};
 use crate::error::{Error, Result};
 use crate::store_dir;
+pub use check::closed as check_closed;
 use gate::Gate;
 use jobs::Jobs;
 use locks::BranchLocks;

@@ -24,6 +24,9 @@ pub struct LayerRecord {
     /// The database has its whole namespace, not only its changes.
     #[serde(default)]
     pub has_image: bool,
+    /// It is sealed, and the database has what its backing files were then.
+    #[serde(default)]
+    pub has_parts: bool,
 }
 
 impl LayerRecord {
@@ -32,6 +35,7 @@ impl LayerRecord {
             parent,
             timeline,
             has_image: false,
+            has_parts: false,
         }
     }
 }
@@ -73,7 +77,7 @@ pub enum Entry {
     Snapshot(TimelineId, Tag, Option<SnapshotRecord>),
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Catalog {
     layers: BTreeMap<LayerId, LayerRecord>,
     timelines: BTreeMap<TimelineId, TimelineRecord>,
@@ -84,31 +88,45 @@ pub struct Catalog {
 /// Layers and timelines are numbered by one sequence, kept ahead of both.
 const NEXT_KEY: &[u8] = b"counter/next";
 
+/// Up to which inode numbers are given; see `shared.rs`.
+pub const INO_KEY: &[u8] = b"counter/ino";
+
 impl Catalog {
     pub fn load(db: &Db) -> Result<Catalog> {
-        let mut catalog = Catalog::default();
-        db.scan(CATALOG, b"layer/", |key, value| {
-            let id = LayerId(number(key, 6)?);
-            catalog.layers.insert(id, record(key, value)?);
-            Ok(())
-        })?;
-        db.scan(CATALOG, b"timeline/", |key, value| {
-            let id = TimelineId(number(key, 9)?);
-            catalog.timelines.insert(id, record(key, value)?);
-            Ok(())
-        })?;
-        db.scan(CATALOG, b"snapshot/", |key, value| {
-            let id = TimelineId(number(key, 9)?);
-            let tag = key.get(26..).and_then(|tag| std::str::from_utf8(tag).ok());
-            let tag: Tag = tag.ok_or_else(|| damaged(key))?.parse()?;
-            catalog.snapshots.insert((id, tag), record(key, value)?);
-            Ok(())
-        })?;
-        catalog.next = match db.get(CATALOG, NEXT_KEY)? {
-            Some(value) => record(NEXT_KEY, &value)?,
-            None => 1,
+        Catalog::read(db, Err)
+    }
+
+    /// Reads what can be read; `bad` hears of each record that can't, and says whether to go on.
+    pub fn read(db: &Db, mut bad: impl FnMut(Error) -> Result<()>) -> Result<Catalog> {
+        let mut catalog = Catalog {
+            next: 1,
+            ..Catalog::default()
         };
+        db.scan(CATALOG, b"", |key, value| catalog.take(key, value).or_else(&mut bad))?;
         Ok(catalog)
+    }
+
+    /// Takes a record in.
+    fn take(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        let (kind, rest) = split(key).ok_or_else(|| damaged(key))?;
+        match kind {
+            b"layer" => drop(self.layers.insert(LayerId(number(key, rest)?), record(key, value)?)),
+            b"timeline" => drop(
+                self.timelines
+                    .insert(TimelineId(number(key, rest)?), record(key, value)?),
+            ),
+            b"snapshot" => {
+                let (id, tag) = rest.split_at_checked(16).ok_or_else(|| damaged(key))?;
+                let tag = tag.strip_prefix(b"/").and_then(|tag| std::str::from_utf8(tag).ok());
+                let tag: Tag = tag.ok_or_else(|| damaged(key))?.parse()?;
+                let id = TimelineId(number(key, id)?);
+                self.snapshots.insert((id, tag), record(key, value)?);
+            }
+            _ if key == NEXT_KEY => self.next = record(key, value)?,
+            _ if key == INO_KEY => {}
+            _ => return Err(damaged(key)),
+        }
+        Ok(())
     }
 
     /// Takes the next number of the sequence; it is kept by the next [`Catalog::commit`].
@@ -242,11 +260,16 @@ fn damaged(key: &[u8]) -> Error {
     }
 }
 
-fn number(key: &[u8], from: usize) -> Result<u64> {
-    let digits = key
-        .get(from..from + 16)
-        .and_then(|digits| std::str::from_utf8(digits).ok());
+/// The kind of a record, and what follows.
+fn split(key: &[u8]) -> Option<(&[u8], &[u8])> {
+    let slash = key.iter().position(|byte| *byte == b'/')?;
+    Some((&key[..slash], &key[slash + 1..]))
+}
+
+fn number(key: &[u8], digits: &[u8]) -> Result<u64> {
+    let digits = Some(digits).filter(|digits| digits.len() == 16);
     digits
+        .and_then(|digits| std::str::from_utf8(digits).ok())
         .and_then(|digits| u64::from_str_radix(digits, 16).ok())
         .ok_or_else(|| damaged(key))
 }

@@ -5,6 +5,7 @@
 //! nothing here decides what an error means. RocksDB keeps its own files and does not pass through here.
 
 mod filesystem;
+mod floor;
 mod map;
 pub mod probe;
 
@@ -90,7 +91,7 @@ pub struct Stat {
     pub allocated: u64,
 }
 
-/// The extended attribute that keeps a backing file's floor, as decimal digits.
+/// The extended attribute that keeps a backing file's floor.
 const FLOOR_XATTR: &std::ffi::CStr = c"user.zenith.floor";
 
 impl Disk {
@@ -200,21 +201,19 @@ impl Disk {
     /// Keeps the file's floor beside it, in the same journal as its size.
     pub fn set_floor(&self, file: &DiskFile, floor: u64) -> io::Result<()> {
         self.before(Call::SetFloor)?;
-        filesystem::set_xattr(&file.file, FLOOR_XATTR, floor.to_string().as_bytes())
+        filesystem::set_xattr(&file.file, FLOOR_XATTR, floor::encode(floor).as_bytes())
     }
 
     /// The floor kept by [`Disk::set_floor`], if any.
     pub fn floor(&self, file: &DiskFile) -> io::Result<Option<u64>> {
         self.before(Call::Floor)?;
-        let mut digits = [0; 24];
-        let Some(len) = filesystem::get_xattr(&file.file, FLOOR_XATTR, &mut digits)? else {
+        let mut value = [0; 32];
+        let Some(len) = filesystem::get_xattr(&file.file, FLOOR_XATTR, &mut value)? else {
             return Ok(None);
         };
-        std::str::from_utf8(&digits[..len])
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .map(Some)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the floor is not a number"))
+        let floor = floor::decode(&value[..len]);
+        let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the floor is damaged");
+        floor.map(Some).ok_or_else(damaged)
     }
 
     /// Makes the range a hole; the size stays.

@@ -65,6 +65,8 @@ pub enum Error {
     Db(#[from] rocksdb::Error),
 }
 
+const CHECK_HINT: &str = "keep the store as it is: `zenith check` tells what is hit, and what can be repaired";
+
 impl Error {
     /// What the user can do about it, as one line.
     pub fn hint(&self) -> Option<String> {
@@ -90,16 +92,13 @@ impl Error {
                 format!("destroy {first} first: `zenith pg destroy` if it is a pg, else `zenith branch -d`")
             }),
             Error::Protected { .. } => Some("`zenith snapshot protect --off` takes the protection away".into()),
-            Error::Damaged { .. } => Some("keep the store as it is and look into the service's log".into()),
+            Error::Damaged { .. } => Some(CHECK_HINT.into()),
             Error::Poisoned { .. } => {
                 Some("look into the service's log, mend the disk, then unmount and mount the branch again".into())
             }
             Error::Io { source, .. } => io_hint(source),
-            Error::Db(error) if error.kind() == rocksdb::ErrorKind::Corruption => {
-                Some("keep the store as it is and look into the service's log".into())
-            }
             Error::Db(error) if error.to_string().contains("No space left") => io_hint(&Errno::ENOSPC.into()),
-            Error::Db(_) => Some("keep the store as it is and look into the service's log".into()),
+            Error::Db(_) => Some(CHECK_HINT.into()),
         }
     }
 

@@ -24,7 +24,7 @@ use crate::types::{Ino, LayerId};
 /// Above so many files one sync of the whole filesystem is cheaper than one for each.
 const SYNC_ONE_BY_ONE_MAX: usize = 64;
 
-const HALF_MADE: &str = ".new";
+pub const HALF_MADE: &str = ".new";
 
 pub struct Layer {
     pub id: LayerId,
@@ -157,7 +157,8 @@ impl Layer {
         Ok(found)
     }
 
-    fn inspect(&self, ino: Ino) -> io::Result<Found> {
+    /// What the backing file of a file tells.
+    pub fn inspect(&self, ino: Ino) -> io::Result<Found> {
         let file = self.disk.open(&self.file_path(ino), false)?;
         Ok(Found {
             ino,

@@ -21,6 +21,7 @@
 mod answers;
 mod block_map;
 mod catalog;
+mod check;
 mod db;
 mod disk;
 mod error;
@@ -30,6 +31,7 @@ mod layer;
 mod load;
 mod names;
 mod namespace;
+mod parts;
 mod pg;
 mod shared;
 mod snapshot;
@@ -41,6 +43,7 @@ mod usage;
 mod view;
 mod write;
 
+pub use check::{Finding, Progress, Repair, Severity, check_closed};
 pub use disk::{Call, Disk, Hook};
 pub use error::{Error, FsResult, Result};
 pub use names::{BranchName, SnapshotName, Tag, known_names};

@@ -11,9 +11,10 @@
 use rocksdb::WriteBatch;
 
 use crate::catalog::{Catalog, Entry};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layer::{Found, Layer};
 use crate::namespace::{Change, Inode, Namespace, PartRef, codec};
+use crate::parts;
 use crate::shared::Shared;
 use crate::types::{Kind, LayerId};
 
@@ -46,7 +47,7 @@ pub fn sealed(shared: &Shared, catalog: &mut Catalog, layer: Option<LayerId>) ->
         at = record.parent;
     };
     for id in pending.iter().rev() {
-        replay(shared, *id, &mut ns)?;
+        replay(shared, catalog, *id, &mut ns)?;
         shared.keep_namespace(*id, ns.clone());
     }
     if let (Some(layer), true) = (layer, pending.len() >= IMAGE_EVERY) {
@@ -77,7 +78,7 @@ pub fn head(shared: &Shared, catalog: &mut Catalog, layer: LayerId, orphans: Orp
     let parent = catalog.layer(layer)?.parent;
     let below = sealed(shared, catalog, parent)?;
     let mut ns = below.clone();
-    let changes = replay(shared, layer, &mut ns)?;
+    let changes = replay(shared, catalog, layer, &mut ns)?;
     if orphans == Orphans::End {
         end_orphans(shared, layer, &below, &mut ns)?;
     }
@@ -89,18 +90,29 @@ pub fn head(shared: &Shared, catalog: &mut Catalog, layer: LayerId, orphans: Orp
     })
 }
 
-/// Applies a layer's changes and files to its parent's namespace; returns how many there were.
-fn replay(shared: &Shared, id: LayerId, ns: &mut Namespace) -> Result<usize> {
+/// Applies a layer's changes and files to its parent's namespace; returns how many there were. Refused where a sealed
+/// layer's files are not what they were when it was sealed.
+fn replay(shared: &Shared, catalog: &Catalog, id: LayerId, ns: &mut Namespace) -> Result<usize> {
     let changes = codec::apply_changes(&shared.db, id, ns)?;
-    let layer = Layer::open(&shared.disk, &shared.layers_dir, id);
-    let found = layer.scan()?;
-    for file in &found {
+    let found = Layer::open(&shared.disk, &shared.layers_dir, id).scan()?;
+    if catalog.layer(id)?.has_parts
+        && let Some(difference) = parts::differences(&shared.db, id, &found, ns)?.first()
+    {
+        let what = format!("layer {id}: {difference}");
+        return Err(Error::Damaged { what });
+    }
+    apply_files(id, &found, ns);
+    Ok(changes + found.len())
+}
+
+/// Gives the files of a namespace the blocks that a layer's backing files have of them.
+pub fn apply_files(id: LayerId, found: &[Found], ns: &mut Namespace) {
+    for file in found {
         if let Ok(inode) = ns.inode(file.ino) {
             let inode = with_blocks(inode, id, file);
             ns.apply(Change::SetInode(file.ino, inode));
         }
     }
-    Ok(changes + found.len())
 }
 
 /// The inode as the layer's backing file has it.
@@ -142,7 +154,7 @@ fn sweep_blocks(shared: &Shared, id: LayerId, ns: &Namespace) -> Result<()> {
             tracing::info!(layer = %id, ino = %file.ino, "sweeping blocks of a file that is gone");
             layer
                 .remove(file.ino)
-                .map_err(crate::Error::io(format!("remove a swept file of layer {id}")))?;
+                .map_err(Error::io(format!("remove a swept file of layer {id}")))?;
         }
     }
     Ok(())

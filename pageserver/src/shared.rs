@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use rocksdb::WriteBatch;
 
+use crate::catalog::INO_KEY;
 use crate::db::{CATALOG, Db};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -20,7 +21,6 @@ use crate::types::{Ino, LayerId};
 
 /// Inode numbers taken from the database at once.
 const INO_LEASE: u64 = 4096;
-const INO_KEY: &[u8] = b"counter/ino";
 
 /// Files that are gone and still have their blocks.
 const DOOMED_MAX: usize = 256;

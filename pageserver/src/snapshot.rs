@@ -146,6 +146,7 @@ impl Store {
         };
         drop(catalog);
         timeline.sync_sealed()?;
+        self.keep_parts(layer)?;
         Ok(SnapshotRecord {
             layer,
             created: now,

@@ -41,9 +41,9 @@ pub const FORMAT: u32 = 1;
 
 const FORMAT_FILE: &str = "format";
 const LOCK_FILE: &str = "lock";
-const DB_DIR: &str = "db";
-const LAYERS_DIR: &str = "layers";
-const LOST_DIR: &str = "lost";
+pub(crate) const DB_DIR: &str = "db";
+pub(crate) const LAYERS_DIR: &str = "layers";
+pub(crate) const LOST_DIR: &str = "lost";
 
 const SETTLE: &str = "sync what an earlier life of the store has written";
 
@@ -417,8 +417,7 @@ impl Store {
         let dir = &self.shared.layers_dir;
         let names = self.shared.disk.list(dir).map_err(Error::io("list the layers"))?;
         for name in names {
-            let id = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
-            if let Some(id) = id.map(LayerId)
+            if let Some(id) = layer_of_name(&name)
                 && catalog.layer(id).is_err()
             {
                 self.sweep_layer(id, catalog.is_past(id))?;
@@ -460,6 +459,12 @@ impl Store {
         self.settle()?;
         self.shared.db.sync().map_err(Error::io("sync the store's database"))
     }
+}
+
+/// The layer whose directory has this name.
+pub(crate) fn layer_of_name(name: &OsStr) -> Option<LayerId> {
+    let id = u64::from_str_radix(name.to_str()?, 16).ok().map(LayerId)?;
+    (name == id.to_string().as_str()).then_some(id)
 }
 
 fn branch_info(catalog: &Catalog, record: &TimelineRecord) -> BranchInfo {
@@ -572,7 +577,7 @@ fn write_format(dir: &Path, disk: &Disk) -> std::io::Result<()> {
     disk.sync_dir(dir)
 }
 
-fn check_format(dir: &Path) -> Result<()> {
+pub(crate) fn check_format(dir: &Path) -> Result<()> {
     let path = dir.join(FORMAT_FILE);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
@@ -594,7 +599,7 @@ fn check_format(dir: &Path) -> Result<()> {
     }
 }
 
-fn lock(dir: &Path) -> Result<Flock<StdFile>> {
+pub(crate) fn lock(dir: &Path) -> Result<Flock<StdFile>> {
     let path = dir.join(LOCK_FILE);
     let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     lock_file(dir, opened.map_err(Error::io(format!("open {}", path.display())))?)

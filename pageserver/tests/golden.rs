@@ -280,7 +280,7 @@ fn name_of(path: &Path) -> String {
 fn describe(path: &Path) -> String {
     let file = std::fs::File::open(path).expect("open a backing file");
     let size = file.metadata().expect("stat").len();
-    let mut floor = [0u8; 24];
+    let mut floor = [0u8; 32];
     // SAFETY: the name is NUL-terminated, the buffer is as long as said.
     let len = unsafe {
         libc::fgetxattr(
@@ -290,8 +290,10 @@ fn describe(path: &Path) -> String {
             floor.len(),
         )
     };
+    let digits =
+        |floor: &[u8]| String::from_utf8_lossy(floor.split(|b| *b == b'-').next().unwrap_or_default()).into_owned();
     let floor = match usize::try_from(len) {
-        Ok(len) => format!(" floor {}", String::from_utf8_lossy(&floor[..len])),
+        Ok(len) => format!(" floor {}", digits(&floor[..len])),
         Err(_) => String::new(),
     };
     format!(

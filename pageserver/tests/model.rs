@@ -376,6 +376,13 @@ impl World {
         self.store = Some(open(&self.dir));
     }
 
+    /// The store's own check finds no damage, whether heads are in use or not.
+    fn is_sound(&self) {
+        let findings = self.store().check(false, &mut |_| {}).expect("checked");
+        let damage = findings.iter().find(|finding| finding.severity == Severity::Damage);
+        assert!(damage.is_none(), "{damage:?}");
+    }
+
     fn check(&mut self, at: usize) {
         let timeline = self.timeline(at);
         compare(timeline.view(), &self.branches[at].tree, "head");
@@ -479,7 +486,9 @@ fn run(dir: &std::path::Path, seed: u64) {
         world.step();
     }
     world.check_all();
+    world.is_sound();
     world.reopen();
+    world.is_sound();
     world.check_all();
     clean_up(&mut world);
 }

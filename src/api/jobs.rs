@@ -30,6 +30,9 @@ use crate::service::{Service, jobs};
 /// What asks for a job instead of its result.
 pub const RESPOND_ASYNC: &str = "respond-async";
 
+/// Told of the header of that name.
+pub const PREFER: &str = "`respond-async` asks for a job at once instead of the result when it is there.";
+
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Job {
     pub id: u64,

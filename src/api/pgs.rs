@@ -14,16 +14,13 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::jobs::{Job, Task, as_job};
+use super::jobs::{Job, PREFER, Task, as_job};
 use super::storages::StorageName;
 use super::{Answer, Asked, Body, Destroying, Named, blocking, done, schema};
 use crate::error::Result;
 use crate::name::ViewName;
 use crate::postgres::server::{Status, StopMode};
 use crate::service::Service;
-
-/// Told of the header of that name.
-const PREFER: &str = "`respond-async` asks for a job at once instead of the result when it is there.";
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Pg {

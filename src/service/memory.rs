@@ -106,16 +106,37 @@ impl Remembered {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Remembered::default()),
             Err(error) => return Err(Error::path("read", path)(error)),
         };
-        serde_json::from_slice(&text).map_err(|error| {
-            Error::failure(format!("{} is damaged: {error}", path.display()))
+        parse(&text).map_err(|why| {
+            Error::failure(format!("{} is damaged: {why}", path.display()))
                 .hint("it lists mounts, pgs and storages, no data: move it away, then mount and create them again")
         })
     }
 
     fn save(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_vec_pretty(self).map_err(|error| Error::failure(error.to_string()))?;
-        publish(path, &text).map_err(Error::path("write", path))
+        let text = serde_json::to_string_pretty(self).map_err(|error| Error::failure(error.to_string()))?;
+        publish(path, with_checksum(&text).as_bytes()).map_err(Error::path("write", path))
     }
+}
+
+/// What stands before the checksum, which is the last field.
+const BEFORE_CHECKSUM: &str = ",\n  \"crc32c\": ";
+
+/// Adds the checksum of all that stands before it. A flipped bit in a path would be another path.
+fn with_checksum(json: &str) -> String {
+    let fields = json.trim_end_matches("\n}");
+    let crc = crc32c::crc32c(fields.as_bytes());
+    format!("{fields}{BEFORE_CHECKSUM}\"{crc:08x}\"\n}}\n")
+}
+
+/// Reads what is whole. A file without a checksum is an earlier version's.
+fn parse(text: &[u8]) -> std::result::Result<Remembered, String> {
+    let text = str::from_utf8(text).map_err(|error| error.to_string())?;
+    if let Some((fields, crc)) = text.rsplit_once(BEFORE_CHECKSUM)
+        && crc.trim_end() != format!("\"{:08x}\"\n}}", crc32c::crc32c(fields.as_bytes()))
+    {
+        return Err("its checksum is of something else; take the line with it out if you have changed the file".into());
+    }
+    serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
 fn publish(path: &Path, text: &[u8]) -> io::Result<()> {
@@ -125,4 +146,34 @@ fn publish(path: &Path, text: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&new, path)?;
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_comes_back_whole_or_not_at_all() {
+        let place = |view: &str, dir: &str| Place {
+            view: view.parse().expect("a view"),
+            dir: dir.into(),
+        };
+        let remembered = Remembered {
+            mounts: vec![place("main", "/mnt/a"), place("main@s", "/mnt/b")],
+            ..Remembered::default()
+        };
+        let text = with_checksum(&serde_json::to_string_pretty(&remembered).expect("JSON"));
+        assert_eq!(parse(text.as_bytes()), Ok(remembered.clone()));
+        for bit in 0..text.len() * 8 {
+            let mut flipped = text.clone().into_bytes();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(
+                parse(&flipped).is_ok_and(|read| read == remembered) || parse(&flipped).is_err(),
+                "bit {bit}"
+            );
+        }
+        for end in 0..text.trim_end().len() {
+            assert!(parse(&text.as_bytes()[..end]).is_err(), "cut to {end} bytes");
+        }
+    }
 }

@@ -173,13 +173,17 @@ impl Storages {
         Ok(())
     }
 
-    pub fn list(&self) -> Result<Vec<Storage>> {
-        let attached: Vec<StorageName> = self.attached().keys().cloned().collect();
+    /// Of all, whether they can be used or not; `local` first.
+    pub fn names(&self) -> Vec<StorageName> {
+        let attached = self.attached();
         [StorageName::local()]
-            .iter()
-            .chain(&attached)
-            .map(|name| self.show(name))
+            .into_iter()
+            .chain(attached.keys().cloned())
             .collect()
+    }
+
+    pub fn list(&self) -> Result<Vec<Storage>> {
+        self.names().iter().map(|name| self.show(name)).collect()
     }
 
     pub fn show(&self, name: &StorageName) -> Result<Storage> {

@@ -216,7 +216,7 @@ fn a_store_of_a_newer_format_is_left_to_a_newer_zenith() {
     sandbox.refused(4, &["branch"], "has format 999", "newer");
     sandbox.refused(4, &["start"], "has format 999", "newer");
     fs::write(&format, "nonsense\n").expect("written");
-    sandbox.refused(1, &["branch"], "the store is damaged", "log");
+    sandbox.refused(1, &["branch"], "the store is damaged", "zenith check");
     fs::write(&format, known).expect("written");
     assert_eq!(sandbox.json(&["branch"])[0]["name"], "main");
 }

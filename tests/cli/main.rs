@@ -1,6 +1,7 @@
 //! The `zenith` program from outside: each test has a store and a service of its own.
 
 mod bad_input;
+mod check;
 mod command_line;
 mod commands;
 mod manager;

@@ -239,6 +239,7 @@ fn nothing_changes_by_get_and_the_description_has_every_route_and_method() {
         "/branches",
         "/branches/{name}",
         "/branches/{name}/checkout",
+        "/check",
         "/healthz",
         "/jobs",
         "/jobs/{id}",

@@ -5,6 +5,7 @@
 //! | `layer` `i` `ino` | an inode that the layer changed; empty = it is gone |
 //! | `layer` `d` `parent` `name` | the inode behind a name that the layer changed; empty = it is gone |
 //! | `layer` `I` `ino`, `layer` `D` `parent` `name` | the same for *every* inode and name: a full image |
+//! | `layer` `p` `ino` | size and floor that a backing file had when the layer was sealed; see [`crate::parts`] |
 //!
 //! `layer`, `ino` and `parent` are 8 bytes, big-endian in keys. A changed inode's record tells nothing of the file's
 //! blocks: the layer's backing files do. An image's record does, so that whoever loads it need not look below.
@@ -24,6 +25,7 @@ const CHANGED_INODE: u8 = b'i';
 const CHANGED_NAME: u8 = b'd';
 const IMAGE_INODE: u8 = b'I';
 const IMAGE_NAME: u8 = b'D';
+const PART: u8 = b'p';
 
 const RECORD_VERSION: u8 = 1;
 const FLAG_WAL_DIR: u8 = 1;
@@ -40,28 +42,35 @@ fn key(layer: LayerId, tag: u8, ino: Ino, name: &OsStr) -> Vec<u8> {
 /// Adds changes to a batch. What the layer's parent (`below`) never had is deleted outright, the rest gets a
 /// tombstone; so names that come and go within a layer leave nothing behind.
 pub fn put_changes(db: &Db, batch: &mut WriteBatch, layer: LayerId, below: &Namespace, changes: &[Change]) {
-    let no_name = OsStr::new("");
     for change in changes {
-        let (key, value, inherited) = match change {
-            Change::SetInode(ino, inode) => (key(layer, CHANGED_INODE, *ino, no_name), encode(inode, false), true),
-            Change::DropInode(ino) => {
-                let inherited = below.inode(*ino).is_ok();
-                (key(layer, CHANGED_INODE, *ino, no_name), Vec::new(), inherited)
-            }
-            Change::SetName(parent, name, ino) => {
-                let value = ino.0.to_le_bytes().to_vec();
-                (key(layer, CHANGED_NAME, *parent, name), value, true)
-            }
-            Change::DropName(parent, name) => {
-                let inherited = below.get(*parent, name).is_some();
-                (key(layer, CHANGED_NAME, *parent, name), Vec::new(), inherited)
-            }
+        let is_to_stay = match change {
+            Change::DropInode(ino) => below.inode(*ino).is_ok(),
+            Change::DropName(parent, name) => below.get(*parent, name).is_some(),
+            Change::SetInode(..) | Change::SetName(..) => true,
         };
-        if inherited {
-            db.put(batch, NAMESPACE, &key, &value);
-        } else {
-            db.delete(batch, NAMESPACE, &key);
+        match is_to_stay {
+            true => put_change(db, batch, layer, change),
+            false => db.delete(batch, NAMESPACE, &record(layer, change).0),
         }
+    }
+}
+
+/// Adds one change to a batch, with a tombstone where something goes.
+pub fn put_change(db: &Db, batch: &mut WriteBatch, layer: LayerId, change: &Change) {
+    let (key, value) = record(layer, change);
+    db.put(batch, NAMESPACE, &key, &value);
+}
+
+fn record(layer: LayerId, change: &Change) -> (Vec<u8>, Vec<u8>) {
+    let no_name = OsStr::new("");
+    match change {
+        Change::SetInode(ino, inode) => (key(layer, CHANGED_INODE, *ino, no_name), encode(inode, false)),
+        Change::DropInode(ino) => (key(layer, CHANGED_INODE, *ino, no_name), Vec::new()),
+        Change::SetName(parent, name, ino) => {
+            let value = ino.0.to_le_bytes().to_vec();
+            (key(layer, CHANGED_NAME, *parent, name), value)
+        }
+        Change::DropName(parent, name) => (key(layer, CHANGED_NAME, *parent, name), Vec::new()),
     }
 }
 
@@ -74,6 +83,29 @@ pub fn put_image(db: &Db, batch: &mut WriteBatch, layer: LayerId, ns: &Namespace
     for (parent, name, ino) in ns.all_names() {
         let key = key(layer, IMAGE_NAME, parent, name);
         db.put(batch, NAMESPACE, &key, &ino.0.to_le_bytes());
+    }
+}
+
+/// Adds what a sealed layer's backing file must be from now on.
+pub fn put_part(db: &Db, batch: &mut WriteBatch, layer: LayerId, ino: Ino, record: &[u8; 16]) {
+    db.put(batch, NAMESPACE, &key(layer, PART, ino, OsStr::new("")), record);
+}
+
+/// Calls `each` with what was kept by [`put_part`], in order of the inode numbers.
+pub fn read_parts(db: &Db, layer: LayerId, mut each: impl FnMut(Ino, [u8; 16])) -> Result<()> {
+    let prefix = key(layer, PART, Ino(0), OsStr::new(""))[..9].to_vec();
+    db.scan(NAMESPACE, &prefix, |key, value| {
+        let ino = ino_of(key)?;
+        each(ino, value.try_into().map_err(|_| damaged("part", layer, ino))?);
+        Ok(())
+    })
+}
+
+/// Adds the delete of a layer's full image to a batch.
+pub fn delete_image(db: &Db, batch: &mut WriteBatch, layer: LayerId) {
+    for tag in [IMAGE_INODE, IMAGE_NAME] {
+        let range = [tag, tag + 1].map(|tag| key(layer, tag, Ino(0), OsStr::new(""))[..9].to_vec());
+        db.delete_range(batch, NAMESPACE, &range[0], &range[1]);
     }
 }
 

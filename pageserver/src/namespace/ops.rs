@@ -341,44 +341,64 @@ pub fn drop_orphan(ns: &Namespace, ino: Ino) -> Option<Change> {
 
 /// What a new view of a running Postgres' data directory must not inherit; see [`pg::Purpose`].
 pub fn leave_out(ns: &Namespace, purpose: pg::Purpose) -> Vec<Change> {
-    let mut changes = Vec::new();
+    let mut left = Left::of(ns);
     for (name, _, ino) in ns.names(Ino::ROOT, 0) {
         let is_dir = ns.inode(ino).is_ok_and(|inode| inode.kind == Kind::Dir);
         if is_dir && pg::empties_dir(purpose, name.as_bytes()) {
-            empty_dir(ns, ino, &mut changes);
+            left.empty_dir(ns, ino);
         } else if !is_dir && pg::leaves_out_file(purpose, name.as_bytes()) {
-            drop_name(ns, Ino::ROOT, name, ino, &mut changes);
+            left.drop_name(Ino::ROOT, name, ino);
         }
     }
-    changes
+    left.changes
 }
 
-fn empty_dir(ns: &Namespace, dir: Ino, changes: &mut Vec<Change>) {
-    let mut subdirs = 0;
-    for (name, _, ino) in ns.names(dir, 0) {
-        if ns.inode(ino).is_ok_and(|inode| inode.kind == Kind::Dir) {
-            empty_dir(ns, ino, changes);
-            subdirs += 1;
+/// What is left of a namespace: of a file that loses several names the next one finds how many links it has by then.
+struct Left {
+    ns: Namespace,
+    changes: Vec<Change>,
+}
+
+impl Left {
+    fn of(ns: &Namespace) -> Left {
+        Left {
+            ns: ns.clone(),
+            changes: Vec::new(),
         }
-        drop_name(ns, dir, name, ino, changes);
     }
-    if let (Ok(inode), true) = (ns.inode(dir), subdirs > 0) {
-        let mut inode = Inode::clone(inode);
-        inode.nlink = inode.nlink.saturating_sub(subdirs);
-        changes.push(Change::SetInode(dir, inode));
-    }
-}
 
-fn drop_name(ns: &Namespace, dir: Ino, name: &Arc<OsStr>, ino: Ino, changes: &mut Vec<Change>) {
-    changes.push(Change::DropName(dir, name.clone()));
-    let Ok(inode) = ns.inode(ino) else {
-        return;
-    };
-    if inode.kind == Kind::Dir || inode.nlink <= 1 {
-        changes.push(Change::DropInode(ino));
-    } else {
-        let mut inode = Inode::clone(inode);
-        inode.nlink -= 1;
-        changes.push(Change::SetInode(ino, inode));
+    fn change(&mut self, change: Change) {
+        self.ns.apply(change.clone());
+        self.changes.push(change);
+    }
+
+    fn empty_dir(&mut self, whole: &Namespace, dir: Ino) {
+        let mut subdirs = 0;
+        for (name, _, ino) in whole.names(dir, 0) {
+            if whole.inode(ino).is_ok_and(|inode| inode.kind == Kind::Dir) {
+                self.empty_dir(whole, ino);
+                subdirs += 1;
+            }
+            self.drop_name(dir, name, ino);
+        }
+        if let (Ok(inode), true) = (self.ns.inode(dir).cloned(), subdirs > 0) {
+            let mut inode = Inode::clone(&inode);
+            inode.nlink = inode.nlink.saturating_sub(subdirs);
+            self.change(Change::SetInode(dir, inode));
+        }
+    }
+
+    fn drop_name(&mut self, dir: Ino, name: &Arc<OsStr>, ino: Ino) {
+        self.change(Change::DropName(dir, name.clone()));
+        let Ok(inode) = self.ns.inode(ino).cloned() else {
+            return;
+        };
+        if inode.kind == Kind::Dir || inode.nlink <= 1 {
+            self.change(Change::DropInode(ino));
+        } else {
+            let mut inode = Inode::clone(&inode);
+            inode.nlink -= 1;
+            self.change(Change::SetInode(ino, inode));
+        }
     }
 }

@@ -63,7 +63,6 @@ pub struct Ledger {
     clients: Vec<JoinHandle<Report>>,
 }
 
-#[allow(dead_code, reason = "tests take what they need")]
 impl Report {
     /// The longest times that a client waited from one acknowledgement to its next, the longest first.
     pub fn gaps(&self) -> Vec<Duration> {

@@ -1,0 +1,253 @@
+//! A power cut at any moment of anything leaves the old or the new state, and every commit that Postgres acknowledged.
+//!
+//! A load is recorded once: a store on a filesystem on a disk that this process serves, with everything that was asked
+//! of the disk in order ([`disk`], [`device`]), and what was acknowledged beside it ([`load`], [`history`]). Then the
+//! power is cut at many positions of the log, at random and inside of named operations: the disk is what was flushed,
+//! and a random part of the rest; the machine comes up again, and everything is looked at ([`check`]). Its recovery
+//! is recorded as well, and some are cut in turn. Last, zenith without one of its syncs ([`mutants`]) must be caught:
+//! or else the harness sees nothing. docs/testing.md says what it can't see.
+//!
+//! `ZENITH_POWER_CUTS` is the number of cuts (30), `ZENITH_POWER_SEED` repeats the choices of a run, though what
+//! is recorded is never twice the same.
+
+mod check;
+mod device;
+mod disk;
+mod history;
+#[allow(dead_code, reason = "tests take what they need")]
+#[path = "../support/ledger.rs"]
+mod ledger;
+mod load;
+mod machine;
+mod mutants;
+#[allow(dead_code, reason = "tests take what they need")]
+#[path = "../support/postgres.rs"]
+mod postgres;
+mod random;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use device::Kind;
+use disk::Image;
+use load::Run;
+use machine::Place;
+use mutants::Mutant;
+use random::Random;
+
+/// Cuts of one recorded load.
+const CUTS_OF_A_RUN: u64 = 60;
+
+/// One in so many recoveries is cut in turn.
+const RECOVERIES_CUT: u64 = 4;
+
+/// So many cuts must be enough to catch a mutant.
+const CUTS_OF_A_MUTANT: u64 = 20;
+
+#[test]
+fn ext4_survives_power_cuts() {
+    survives(Kind::Ext4, 27_600, cuts() * 2 / 3);
+}
+
+#[test]
+fn xfs_survives_power_cuts() {
+    survives(Kind::Xfs, 27_650, cuts() / 6);
+}
+
+#[test]
+fn btrfs_survives_power_cuts() {
+    survives(Kind::Btrfs, 27_700, cuts() / 6);
+}
+
+#[test]
+fn a_missing_sync_of_data_is_seen() {
+    is_caught(Mutant::Data, Kind::Ext4, 27_750);
+}
+
+#[test]
+fn a_missing_sync_of_the_databases_log_is_seen() {
+    is_caught(Mutant::Log, Kind::Ext4, 27_800);
+}
+
+/// ext4 and xfs write the name of a file with the file, and what came before with what came after: only btrfs shows it.
+#[test]
+fn a_missing_sync_of_names_is_seen() {
+    is_caught(Mutant::Names, Kind::Btrfs, 27_850);
+}
+
+fn cuts() -> u64 {
+    number("ZENITH_POWER_CUTS").unwrap_or(30)
+}
+
+fn seed() -> u64 {
+    number("ZENITH_POWER_SEED").unwrap_or_else(|| {
+        let now = SystemTime::UNIX_EPOCH.elapsed();
+        now.map_or(1, |now| now.as_millis() as u64 % 1_000_000)
+    })
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is no number: {text}")),
+    )
+}
+
+/// What a test of power cuts needs that not every machine has; says so where it is missing.
+fn can_be_tried() -> bool {
+    let can = nix::unistd::geteuid().is_root() && Path::new("/dev/loop-control").exists();
+    if !can {
+        eprintln!("SKIPPED: no power cuts without root and loop devices");
+    }
+    can
+}
+
+fn survives(kind: Kind, port: u16, cuts: u64) {
+    if !can_be_tried() {
+        return;
+    }
+    let mut random = Random::new(seed());
+    let seed = seed();
+    let mut tally = Tally::default();
+    let mut left = cuts;
+    while left > 0 {
+        let place = Place::new(&format!("{kind:?}-{left}"));
+        let run = record(&place, kind, port, None);
+        let now = left.min(CUTS_OF_A_RUN);
+        (0..now).for_each(|number| cut(&place, &run, number, &mut random, &mut tally));
+        left -= now;
+    }
+    println!("{kind:?}, seed {seed}: {tally}");
+    assert!(tally.findings.is_empty(), "{}", tally.findings.join("\n\n"));
+}
+
+fn record(place: &Place, kind: Kind, port: u16, mutant: Option<Mutant>) -> Run {
+    let seconds = if cuts() > CUTS_OF_A_RUN { 30 } else { 10 };
+    let run = load::record(place, kind, port, mutant, Duration::from_secs(seconds));
+    let run = run.unwrap_or_else(|error| panic!("the load, with power: {error}"));
+    let figures = run.disk.figures(run.begun..run.ended);
+    println!(
+        "{kind:?}, {mutant:?}: recorded {} commits and {} operations, {} writes ({} MiB) and {} flushes",
+        run.ledger.acknowledged.len(),
+        run.history.operations(),
+        figures.writes,
+        figures.bytes >> 20,
+        figures.flushes
+    );
+    assert!(figures.flushes > 0, "the disk is asked to flush");
+    run
+}
+
+/// What came of the cuts.
+#[derive(Default)]
+struct Tally {
+    cuts: BTreeMap<&'static str, u32>,
+    recoveries: Vec<Duration>,
+    findings: Vec<String>,
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let mut sorted = self.recoveries.clone();
+        sorted.sort_unstable();
+        let median = sorted.get(sorted.len() / 2).copied().unwrap_or_default();
+        let worst = sorted.last().copied().unwrap_or_default();
+        let cuts: u32 = self.cuts.values().sum();
+        write!(f, "{cuts} cuts, {} findings; ", self.findings.len())?;
+        write!(
+            f,
+            "up again after {median:.1?} (median), {worst:.1?} (worst); cut: {:?}",
+            self.cuts
+        )
+    }
+}
+
+/// Cuts at random, or inside of an operation; sometimes again, in the recovery.
+fn cut(place: &Place, run: &Run, number: u64, random: &mut Random, tally: &mut Tally) {
+    let inside = if number % 2 == 1 {
+        run.history.inside(random)
+    } else {
+        None
+    };
+    let anywhere = || ("at random", run.begun + random.below(run.ended - run.begun + 1));
+    let (what, position) = inside.unwrap_or_else(anywhere);
+    let mark = place.arena.mark();
+    let image = run.disk.cut(position, random);
+    let survived = looked_at(place, run, image, position, what, random, tally);
+    if let Some(survived) = survived
+        && number % RECOVERIES_CUT == 0
+    {
+        let again = survived.disk.cut(random.below(survived.position + 1), random);
+        looked_at(place, run, again, position, "recovery", random, tally);
+    }
+    place.arena.forget_since(mark).expect("the arena shrinks");
+}
+
+fn looked_at(
+    place: &Place,
+    run: &Run,
+    image: Image,
+    position: u64,
+    what: &'static str,
+    random: &mut Random,
+    tally: &mut Tally,
+) -> Option<check::Survived> {
+    *tally.cuts.entry(what).or_default() += 1;
+    match check::survive(place, run, image.clone(), position, random) {
+        Ok(survived) => {
+            tally.recoveries.push(survived.recovery);
+            Some(survived)
+        }
+        Err(error) => {
+            let kept = keep(place, run, &image, tally.findings.is_empty());
+            let finding = format!("{:?}, cut at {position} ({what}): {error}\n{kept}", run.kind);
+            eprintln!("{finding}");
+            tally.findings.push(finding);
+            None
+        }
+    }
+}
+
+/// Keeps the first image that something was found in.
+fn keep(place: &Place, run: &Run, image: &Image, is_first: bool) -> String {
+    let path = finding_path(run.kind);
+    match is_first.then(|| image.save(&place.arena, &path)) {
+        Some(Ok(())) => format!("the disk is kept as {}", path.display()),
+        Some(Err(error)) => format!("the disk could not be kept: {error}"),
+        None => String::new(),
+    }
+}
+
+fn finding_path(kind: Kind) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("power-cut-{kind:?}.img"))
+}
+
+/// Runs zenith without one of its syncs, and cuts until something is lost.
+fn is_caught(mutant: Mutant, kind: Kind, port: u16) {
+    if !can_be_tried() {
+        return;
+    }
+    let mut random = Random::new(seed());
+    let place = Place::new(&format!("{mutant:?}"));
+    let run = record(&place, kind, port, Some(mutant));
+    for number in 1..=CUTS_OF_A_MUTANT {
+        let position = run.begun + random.below(run.ended - run.begun + 1);
+        let (_, position) = run
+            .history
+            .inside(&mut random)
+            .filter(|_| number % 2 == 0)
+            .unwrap_or(("", position));
+        let mark = place.arena.mark();
+        let image = run.disk.cut(position, &mut random);
+        if let Err(error) = check::survive(&place, &run, image, position, &mut random) {
+            let loss = error.lines().next().unwrap_or_default();
+            println!("{mutant:?} on {kind:?}: caught by cut {number}: {loss}");
+            return;
+        }
+        place.arena.forget_since(mark).expect("the arena shrinks");
+    }
+    panic!("{CUTS_OF_A_MUTANT} cuts of zenith without a sync ({mutant:?}) lost nothing: the harness can't see");
+}

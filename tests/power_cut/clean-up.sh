@@ -11,11 +11,10 @@ cd /
 
 # Of the machine is what works in its directory or was told of a store in it.
 processes() {
-    local process
-    for process in /proc/[0-9]*; do
-        [[ $(readlink "$process/cwd") == "$dir"/* ]] || grep -qz "^ZENITH_DIR=$dir/" "$process/environ" || continue
-        basename "$process"
-    done 2>/dev/null
+    {
+        find /proc -maxdepth 2 -name cwd -lname "$dir/*"
+        grep -lz "^ZENITH_DIR=$dir/" /proc/[0-9]*/environ
+    } 2>/dev/null | cut -d / -f 3 | sort -u
 }
 
 kill_all() {

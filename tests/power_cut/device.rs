@@ -54,6 +54,15 @@ impl Kind {
         }
     }
 
+    /// What its disk writes at once or not at all. xfs does not survive a block of metadata that is torn: its log tells
+    /// changes, not whole blocks, and the block's first sector says which of them it has.
+    pub fn sector(self) -> usize {
+        match self {
+            Kind::Ext4 | Kind::Btrfs => SECTOR,
+            Kind::Xfs => 4096,
+        }
+    }
+
     fn options(self) -> &'static str {
         match self {
             Kind::Ext4 => "nodiscard,noinit_itable",
@@ -77,7 +86,8 @@ impl Device {
         let session = fuser::spawn_mount(Served(disk.clone()), &backing, &config).expect("the disk is served");
         let device = Device { _session: session };
         let node = run(Command::new("losetup")
-            .args(["--find", "--show", "--direct-io=on"])
+            .args(["--find", "--show", "--direct-io=on", "--sector-size"])
+            .arg(kind.sector().to_string())
             .arg(backing.join(NAME)));
         if format {
             run(Command::new(format!("mkfs.{}", kind.name()))

@@ -6,8 +6,8 @@
 //!            -------> each of these: written, lost, or torn between sectors, in any order
 //! ```
 //!
-//! What lies before the last flush before the cut is there. Of what came after it a random part is. A sector (512 bytes)
-//! is old or new, never a mixture. Bytes lie in an [`Arena`], and an [`Image`] says for each sector where in it, so that
+//! What lies before the last flush before the cut is there. Of what came after it a random part is. A sector (512 bytes,
+//! or 4 KiB) is old or new, never a mixture. Bytes lie in an [`Arena`], and an [`Image`] says for each sector where in it, so that
 //! a cut copies a table and no bytes, and an image can itself be the base of another recorded disk.
 
 use std::fs::{self, File};
@@ -139,6 +139,8 @@ enum Entry {
 pub struct Disk {
     arena: Arc<Arena>,
     base: Image,
+    /// What is written at once or not at all, in units of [`SECTOR`].
+    whole: u32,
     now: Mutex<Image>,
     log: Mutex<Vec<Entry>>,
 }
@@ -152,9 +154,11 @@ pub struct Figures {
 }
 
 impl Disk {
-    pub fn new(arena: &Arc<Arena>, base: Image) -> Arc<Disk> {
+    /// A disk that holds `base`; `sector` bytes are never torn.
+    pub fn new(arena: &Arc<Arena>, base: Image, sector: usize) -> Arc<Disk> {
         Arc::new(Disk {
             arena: arena.clone(),
+            whole: (sector / SECTOR) as u32,
             now: Mutex::new(base.clone()),
             base,
             log: Mutex::default(),
@@ -215,21 +219,22 @@ impl Disk {
         random.shuffle(&mut cached);
         let percent_kept = [0, 10, 50, 90, 100][random.below(5) as usize];
         for write in cached {
-            keep_some(&mut image, write, percent_kept, random);
+            self.keep_some(&mut image, write, percent_kept, random);
         }
         image
     }
-}
 
-/// Keeps a write, loses it, or tears it: one sector is kept and the next is not.
-fn keep_some(image: &mut Image, write: &Write, percent_kept: u64, random: &mut Random) {
-    let is_torn = write.count > 1 && random.below(8) == 0;
-    match is_torn {
-        true => (0..write.count)
-            .filter(|_| random.below(2) == 0)
-            .for_each(|sector| image.put(write, sector..sector + 1)),
-        false if random.below(100) < percent_kept => image.put(write, 0..write.count),
-        false => {}
+    /// Keeps a write, loses it, or tears it: one sector is kept and the next is not.
+    fn keep_some(&self, image: &mut Image, write: &Write, percent_kept: u64, random: &mut Random) {
+        let is_torn = write.count > self.whole && random.below(8) == 0;
+        match is_torn {
+            true => (0..write.count)
+                .step_by(self.whole as usize)
+                .filter(|_| random.below(2) == 0)
+                .for_each(|first| image.put(write, first..write.count.min(first + self.whole))),
+            false if random.below(100) < percent_kept => image.put(write, 0..write.count),
+            false => {}
+        }
     }
 }
 
@@ -251,7 +256,7 @@ mod tests {
     #[test]
     fn a_cut_keeps_what_was_flushed_and_any_part_of_the_rest() {
         let arena = Arena::new(Path::new(env!("CARGO_TARGET_TMPDIR"))).expect("an arena");
-        let disk = Disk::new(&arena, Image::empty(8 * SECTOR as u64));
+        let disk = Disk::new(&arena, Image::empty(8 * SECTOR as u64), SECTOR);
         disk.write(&[1; 2 * SECTOR], 0).expect("written");
         disk.flush();
         disk.write(&[2; 2 * SECTOR], 0).expect("written");
@@ -259,7 +264,7 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         let mut random = Random::new(1);
         for _ in 0..200 {
-            let cut = Disk::new(&arena, disk.cut(4, &mut random));
+            let cut = Disk::new(&arena, disk.cut(4, &mut random), SECTOR);
             let mut data = [0; 8 * SECTOR];
             cut.read(&mut data, 0).expect("read");
             seen.insert([0, 1, 4].map(|sector| data[sector * SECTOR]));

@@ -48,7 +48,7 @@ pub struct Run {
 
 /// Records a load on a new machine.
 pub fn record(place: &Place, kind: Kind, port: u16, mutant: Option<Mutant>, time: Duration) -> Result<Run, String> {
-    let disk = Disk::new(&place.arena, Image::empty(DISK_BYTES));
+    let disk = Disk::new(&place.arena, Image::empty(DISK_BYTES), kind.sector());
     let machine = Machine::start(place, disk.clone(), kind, true, port, &[]).with_mutant(mutant);
     set_up(&machine)?;
     let history = History::default();

@@ -37,9 +37,10 @@ pub struct Survived {
 /// everything.
 pub fn survive(place: &Place, run: &Run, image: Image, position: u64, random: &mut Random) -> Result<Survived, String> {
     let disk = Disk::new(&place.arena, image, run.kind.sector());
-    let places = ["pg".to_owned(), "notes".to_owned()].into_iter();
-    let places: Vec<String> = places.chain(run.history.allowed("pg ", position).into_keys()).collect();
-    let machine = Machine::start(place, disk.clone(), run.kind, false, run.port, &places);
+    let named = ["pg ", "branch "].map(|prefix| run.history.allowed(prefix, position).into_keys());
+    let always = ["pg".to_owned(), "notes".to_owned()];
+    let places: Vec<String> = always.into_iter().chain(named.into_iter().flatten()).collect();
+    let machine = Machine::start(place, disk.clone(), run.kind, false, &places);
     let morning = Morning {
         machine: &machine,
         run,
@@ -93,7 +94,7 @@ impl Morning<'_> {
 
     /// Every commit that was acknowledged before the cut is there.
     fn ledger(&self) -> Result<(), String> {
-        self.commits_up_to(self.position, self.machine.port)
+        self.commits_up_to(self.position, self.machine.port())
     }
 
     fn commits_up_to(&self, position: u64, port: u16) -> Result<(), String> {
@@ -156,12 +157,16 @@ impl Morning<'_> {
 
     fn forks(&self) -> Result<(), String> {
         let mut seen = BTreeMap::new();
-        let branches = self.machine.names(&["branch"])?;
-        for fork in branches.into_iter().filter(|name| name.starts_with("fork")) {
-            let dir = self.machine.mount(&fork, &fork)?;
-            seen.insert(fork.clone(), tree_digest(&dir)?);
-            self.machine.umount(&fork)?;
-            fs::remove_dir(dir).map_err(|error| error.to_string())?;
+        let branches = self.machine.json(&["branch"])?;
+        for branch in branches.as_array().into_iter().flatten() {
+            let fork = branch["name"].as_str().filter(|name| name.starts_with("fork"));
+            let Some(fork) = fork else { continue };
+            // One that was looked at when the recovery was cut is mounted still.
+            if branch["mounted"].is_null() {
+                self.machine.mount(fork, fork)?;
+            }
+            seen.insert(fork.to_owned(), tree_digest(&self.machine.mountpoint(fork))?);
+            self.machine.umount(fork)?;
         }
         compare("branch", &self.allowed("branch "), &seen)
     }
@@ -205,11 +210,11 @@ impl Morning<'_> {
     /// Postgres' own checks of everything.
     fn checksums(&self) -> Result<(), String> {
         let amcheck = ["--install-missing", "--heapallindexed", "--parent-check"];
-        self.machine.postgres("pg_amcheck", self.machine.port, &amcheck)?;
+        self.machine.postgres("pg_amcheck", self.machine.port(), &amcheck)?;
         self.machine.zenith(&["pg", "stop", "pg"])?;
         let dir = self.machine.mountpoint("pg");
         let arguments = ["--check", "--pgdata", dir.to_str().expect("UTF-8")];
-        self.machine.postgres("pg_checksums", self.machine.port, &arguments)?;
+        self.machine.postgres("pg_checksums", self.machine.port(), &arguments)?;
         Ok(())
     }
 }

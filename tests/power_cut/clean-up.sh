@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The end of a machine of the power-cut tests: kills all its processes at once and unmounts what they had mounted.
 #
-# usage: clean-up.sh DIR [--at-end]
+# usage: clean-up.sh DIR [--kill|--at-end]
 #   DIR       the machine's directory: it has run/ (zenith's mounts), disk/ (the filesystem), backing/ (the disk)
+#   --kill    leaves the mounts: the machine goes on
 #   --at-end  waits for the end of its input, that is, of the test, however it ends; then removes DIR too
 set -uo pipefail
 dir=$1
@@ -39,6 +40,7 @@ unmount_all() {
 }
 
 case ${2:-} in
+--kill) kill_all ;;
 --at-end)
     cat >/dev/null
     kill_all

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,7 +38,6 @@ const INITDB: [&str; 4] = ["--", "--auth-local=trust", "--no-locale", "--wal-seg
 /// A recorded load.
 pub struct Run {
     pub kind: Kind,
-    pub port: u16,
     pub disk: Arc<Disk>,
     /// The positions of the load.
     pub begun: u64,
@@ -47,17 +47,17 @@ pub struct Run {
 }
 
 /// Records a load on a new machine.
-pub fn record(place: &Place, kind: Kind, port: u16, mutant: Option<Mutant>, time: Duration) -> Result<Run, String> {
+pub fn record(place: &Place, kind: Kind, mutant: Option<Mutant>, time: Duration) -> Result<Run, String> {
     let disk = Disk::new(&place.arena, Image::empty(DISK_BYTES), kind.sector());
-    let machine = Machine::start(place, disk.clone(), kind, true, port, &[]).with_mutant(mutant);
+    let machine = Machine::start(place, disk.clone(), kind, true, &[]).with_mutant(mutant);
     set_up(&machine)?;
     let history = History::default();
     let begun = machine.position();
-    let ledger = work(&machine, &history, time).map_err(|error| format!("{error}\n{}", machine.logs()))?;
+    let recorded = Load::new(&machine, &history).record(time);
+    let ledger = recorded.map_err(|error| format!("{error}\n{}", machine.logs()))?;
     let ended = machine.position();
     Ok(Run {
         kind,
-        port,
         disk,
         begun,
         ended,
@@ -70,53 +70,87 @@ fn set_up(machine: &Machine) -> Result<(), String> {
     machine.zenith(&["init", "--empty"])?;
     let settings = SETTINGS.iter().flat_map(|setting| ["-c", setting]);
     let more: Vec<&str> = settings.chain(INITDB).collect();
-    machine.create_pg("pg", machine.port, &more)?;
-    machine.postgres("pgbench", machine.port, &["-i", "-q", "-s", "1"])?;
+    machine.create_pg("pg", machine.port(), &more)?;
+    machine.postgres("pgbench", machine.port(), &["-i", "-q", "-s", "1"])?;
     machine.mount("notes", "notes")?;
     Ok(())
 }
 
-/// All of the load at once.
-fn work(machine: &Machine, history: &History, time: Duration) -> Result<Report, String> {
-    let disk = machine.disk.clone();
-    let ledger = Ledger::open(&Machine::connection(machine.port), LEDGER_CLIENTS, move || {
-        disk.position()
-    });
-    let ledger = ledger.map_err(|error| error.to_string())?;
-    let until = Instant::now() + time;
-    let worker = |seed| Worker {
-        machine,
-        history,
-        random: Random::new(seed),
-    };
-    let worked = thread::scope(|scope| {
-        let parts = [
-            scope.spawn(move || bench(machine, time)),
-            scope.spawn(move || Tables { worker: worker(1) }.work(until)),
-            scope.spawn(move || {
-                Copies {
-                    worker: worker(2),
-                    snapshots: vec![],
-                }
-                .work(until)
-            }),
-            scope.spawn(move || Notes::new(worker(3)).work(until)),
-        ];
-        let parts = parts.map(|part| part.join().expect("a part of the load that ends"));
-        parts.into_iter().collect::<Result<(), String>>()
-    });
-    let report = ledger.close();
-    worked?;
-    match report.errors.first() {
-        Some(refusal) => Err(format!("the ledger was refused: {}", refusal.error)),
-        None => Ok(report),
+/// All of the load.
+struct Load<'a> {
+    machine: &'a Machine<'a>,
+    tables: Tables<'a>,
+    copies: Copies<'a>,
+    notes: Notes<'a>,
+}
+
+impl<'a> Load<'a> {
+    fn new(machine: &'a Machine<'a>, history: &'a History) -> Load<'a> {
+        let worker = |seed| Worker {
+            machine,
+            history,
+            random: Random::new(seed),
+        };
+        Load {
+            machine,
+            tables: Tables {
+                worker: worker(1),
+                next: 0,
+            },
+            copies: Copies {
+                worker: worker(2),
+                next: 0,
+                snapshots: vec![],
+            },
+            notes: Notes::new(worker(3)),
+        }
+    }
+
+    /// Works, has all processes killed, and works on: what the first service left unsynced is the second's to sync.
+    fn record(mut self, time: Duration) -> Result<Report, String> {
+        let mut report = self.work(0..LEDGER_CLIENTS, time / 2)?;
+        let late = self.notes.leave_unsynced().map_err(|error| format!("notes: {error}"))?;
+        self.machine.kill();
+        self.machine.zenith(&["start"])?;
+        self.notes.sync(late).map_err(|error| format!("notes: {error}"))?;
+        self.machine.zenith(&["pg", "start", "pg"])?;
+        let more = self.work(LEDGER_CLIENTS..2 * LEDGER_CLIENTS, time / 2)?;
+        report.acknowledged.extend(more.acknowledged);
+        Ok(report)
+    }
+
+    /// Everything at once, for a while.
+    fn work(&mut self, clients: Range<i32>, time: Duration) -> Result<Report, String> {
+        let (machine, disk) = (self.machine, self.machine.disk.clone());
+        let ledger = Ledger::open_for(&Machine::connection(machine.port()), clients, move || disk.position());
+        let ledger = ledger.map_err(|error| error.to_string())?;
+        let until = Instant::now() + time;
+        let Load {
+            tables, copies, notes, ..
+        } = self;
+        let worked = thread::scope(|scope| {
+            let parts = [
+                scope.spawn(move || bench(machine, time)),
+                scope.spawn(move || tables.work(until)),
+                scope.spawn(move || copies.work(until)),
+                scope.spawn(move || notes.work(until)),
+            ];
+            let parts = parts.map(|part| part.join().expect("a part of the load that ends"));
+            parts.into_iter().collect::<Result<(), String>>()
+        });
+        let report = ledger.close();
+        worked?;
+        match report.errors.first() {
+            Some(refusal) => Err(format!("the ledger was refused: {}", refusal.error)),
+            None => Ok(report),
+        }
     }
 }
 
 fn bench(machine: &Machine, time: Duration) -> Result<(), String> {
     let seconds = time.as_secs().to_string();
     let arguments = ["-n", "-c", "2", "-j", "1", "-T", &seconds];
-    machine.postgres("pgbench", machine.port, &arguments).map(drop)
+    machine.postgres("pgbench", machine.port(), &arguments).map(drop)
 }
 
 /// Somebody who does operations and notes them.
@@ -165,22 +199,21 @@ impl Worker<'_> {
 /// Tables that come and go, and checkpoints, after which WAL brings nothing back.
 struct Tables<'a> {
     worker: Worker<'a>,
+    next: u32,
 }
 
 impl Tables<'_> {
-    fn work(self, until: Instant) -> Result<(), String> {
-        for number in 0.. {
-            if Instant::now() > until {
-                break;
-            }
-            self.make(number)?;
+    fn work(&mut self, until: Instant) -> Result<(), String> {
+        while Instant::now() < until {
+            self.make(self.next)?;
             self.worker
                 .operation("checkpoint", || self.worker.machine.sql("CHECKPOINT"))?;
-            if number >= 3 {
-                self.drop(number - 3)?;
+            if self.next >= 3 {
+                self.drop(self.next - 3)?;
             }
             self.worker.machine.sql("VACUUM FULL pgbench_branches")?;
             self.worker.machine.sql("SELECT pg_switch_wal()")?;
+            self.next += 1;
             thread::sleep(Duration::from_millis(300));
         }
         Ok(())
@@ -213,15 +246,14 @@ impl Tables<'_> {
 /// Snapshots and clones of the busy pg.
 struct Copies<'a> {
     worker: Worker<'a>,
+    next: u16,
     snapshots: Vec<String>,
 }
 
 impl Copies<'_> {
-    fn work(mut self, until: Instant) -> Result<(), String> {
-        for number in 0.. {
-            if Instant::now() > until {
-                break;
-            }
+    fn work(&mut self, until: Instant) -> Result<(), String> {
+        while Instant::now() < until {
+            let number = self.next;
             self.snapshot(number)?;
             if number % 2 == 1 {
                 self.clone(number)?;
@@ -229,6 +261,7 @@ impl Copies<'_> {
             if number % 4 == 1 && number > 1 {
                 self.destroy_clone(number - 4)?;
             }
+            self.next += 1;
             thread::sleep(Duration::from_millis(200));
         }
         Ok(())
@@ -246,7 +279,7 @@ impl Copies<'_> {
     }
 
     fn clone(&self, number: u16) -> Result<(), String> {
-        let (name, port) = (format!("c{number}"), clone_port(self.worker.machine.port, number));
+        let (name, port) = (format!("c{number}"), clone_port(self.worker.machine.port(), number));
         let more = ["--branch", "pg", "--cow", "--no-start"];
         let machine = self.worker.machine;
         let (_, span) = self
@@ -265,7 +298,7 @@ impl Copies<'_> {
 }
 
 fn clone_port(port: u16, number: u16) -> u16 {
-    port + 1 + number % 40
+    port + 1 + number % 48
 }
 
 /// What the files of `notes` hold.
@@ -284,6 +317,7 @@ struct Notes<'a> {
 }
 
 const FILES: u64 = 12;
+const LATE_FILES: u64 = 4;
 const MAX_BYTES: u64 = 60_000;
 
 impl<'a> Notes<'a> {
@@ -299,7 +333,7 @@ impl<'a> Notes<'a> {
         }
     }
 
-    fn work(mut self, until: Instant) -> Result<(), String> {
+    fn work(&mut self, until: Instant) -> Result<(), String> {
         while Instant::now() < until {
             self.count += 1;
             match self.worker.random.below(100) {
@@ -308,6 +342,29 @@ impl<'a> Notes<'a> {
                 6 => self.checkout()?,
                 _ => self.change().map_err(|error| format!("notes: {error}"))?,
             }
+        }
+        Ok(())
+    }
+
+    /// Files that are written and closed, and not synced; and the position before the first.
+    fn leave_unsynced(&mut self) -> io::Result<(u64, Files)> {
+        let begun = self.worker.machine.position();
+        let names = (0..LATE_FILES).map(|number| format!("late{number}"));
+        let late: Files = names.map(|name| (name, self.bytes(MAX_BYTES))).collect();
+        for (name, bytes) in &late {
+            fs::write(self.dir.join(name), bytes)?;
+        }
+        Ok((begun, late))
+    }
+
+    fn sync(&mut self, (begun, late): (u64, Files)) -> io::Result<()> {
+        for name in late.keys() {
+            File::open(self.dir.join(name))?.sync_all()?;
+        }
+        File::open(&self.dir)?.sync_all()?;
+        for (name, bytes) in late {
+            self.noted("file left by a killed service", &name, begun, Some(&bytes), true);
+            self.files.insert(name, bytes);
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::fs;
 use std::hash::Hasher;
 use std::io;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -29,7 +30,20 @@ const MAJOR: u32 = 15;
 pub struct Place {
     pub dir: PathBuf,
     pub arena: Arc<Arena>,
+    /// Its pg's port; those that follow are its clones'.
+    port: u16,
+    _ports: TcpListener,
     janitor: Child,
+}
+
+/// How many ports a machine has; the last one is held as long as it lives, so that no other machine takes them.
+const PORTS: u16 = 50;
+const FIRST_PORT: u16 = 27_000;
+
+fn ports() -> (u16, TcpListener) {
+    let mut firsts = (FIRST_PORT..32_000).step_by(PORTS.into());
+    let held = |first| Some((first, TcpListener::bind(("127.0.0.1", first + PORTS - 1)).ok()?));
+    firsts.find_map(held).expect("free ports")
 }
 
 impl Place {
@@ -49,9 +63,12 @@ impl Place {
             .process_group(0)
             .spawn();
         let arena = Arena::new(Path::new(env!("CARGO_TARGET_TMPDIR"))).expect("an arena");
+        let (port, ports) = ports();
         Place {
             dir,
             arena,
+            port,
+            _ports: ports,
             janitor: janitor.expect("the janitor runs"),
         }
     }
@@ -71,21 +88,13 @@ impl Drop for Place {
 pub struct Machine<'a> {
     place: &'a Place,
     pub disk: Arc<Disk>,
-    pub port: u16,
     mutant: Option<Mutant>,
     _device: Device,
 }
 
 impl Machine<'_> {
     /// Gives a machine power; its disk is formatted first when `format`. `names` are the places of its mounts.
-    pub fn start<'a>(
-        place: &'a Place,
-        disk: Arc<Disk>,
-        kind: Kind,
-        format: bool,
-        port: u16,
-        names: &[String],
-    ) -> Machine<'a> {
+    pub fn start<'a>(place: &'a Place, disk: Arc<Disk>, kind: Kind, format: bool, names: &[String]) -> Machine<'a> {
         let run = place.dir.join("run");
         for entry in fs::read_dir(&run).expect("the places of mounts").flatten() {
             fs::remove_dir(entry.path()).expect("nothing was written beside a mount");
@@ -97,7 +106,6 @@ impl Machine<'_> {
             _device: Device::mount(&disk, kind, &place.dir, format),
             place,
             disk,
-            port,
             mutant: None,
         }
     }
@@ -114,6 +122,10 @@ impl Machine<'_> {
     /// Where a view of that name is mounted.
     pub fn mountpoint(&self, name: &str) -> PathBuf {
         self.place.dir.join("run").join(name)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.place.port
     }
 
     pub fn position(&self) -> u64 {
@@ -165,7 +177,11 @@ impl Machine<'_> {
     }
 
     pub fn sql(&self, statement: &str) -> Result<String, String> {
-        self.postgres("psql", self.port, &["-XqAt", "-v", "ON_ERROR_STOP=1", "-c", statement])
+        self.postgres(
+            "psql",
+            self.port(),
+            &["-XqAt", "-v", "ON_ERROR_STOP=1", "-c", statement],
+        )
     }
 
     /// How clients reach a server.
@@ -198,6 +214,12 @@ impl Machine<'_> {
     /// A number that says everything of a mounted snapshot's tree.
     pub fn snapshot_digest(&self, name: &str, tag: &str) -> Result<String, String> {
         tree_digest(&self.mountpoint(name).join(".zenith/snapshot").join(tag))
+    }
+
+    /// Ends all processes at once, as crashes would. The kernel keeps what they wrote.
+    pub fn kill(&self) {
+        let killed = Command::new(CLEAN_UP).arg(&self.place.dir).arg("--kill").status();
+        assert!(killed.is_ok_and(|status| status.success()), "they can be killed");
     }
 
     /// The last lines of the service's log and of the server's.

@@ -27,6 +27,7 @@ mod random;
 
 use std::collections::BTreeMap;
 use std::env;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -48,33 +49,38 @@ const CUTS_OF_A_MUTANT: u64 = 20;
 
 #[test]
 fn ext4_survives_power_cuts() {
-    survives(Kind::Ext4, 27_600, cuts() * 2 / 3);
+    survives(Kind::Ext4, cuts() * 2 / 3);
 }
 
 #[test]
 fn xfs_survives_power_cuts() {
-    survives(Kind::Xfs, 27_650, cuts() / 6);
+    survives(Kind::Xfs, cuts() / 6);
 }
 
 #[test]
 fn btrfs_survives_power_cuts() {
-    survives(Kind::Btrfs, 27_700, cuts() / 6);
+    survives(Kind::Btrfs, cuts() / 6);
 }
 
 #[test]
 fn a_missing_sync_of_data_is_seen() {
-    is_caught(Mutant::Data, Kind::Ext4, 27_750);
+    is_caught(Mutant::Data, Kind::Ext4);
 }
 
 #[test]
 fn a_missing_sync_of_the_databases_log_is_seen() {
-    is_caught(Mutant::Log, Kind::Ext4, 27_800);
+    is_caught(Mutant::Log, Kind::Ext4);
+}
+
+#[test]
+fn a_missing_sync_of_what_a_killed_service_wrote_is_seen() {
+    is_caught(Mutant::Settling, Kind::Btrfs);
 }
 
 /// ext4 and xfs write the name of a file with the file, and what came before with what came after: only btrfs shows it.
 #[test]
 fn a_missing_sync_of_names_is_seen() {
-    is_caught(Mutant::Names, Kind::Btrfs, 27_850);
+    is_caught(Mutant::Names, Kind::Btrfs);
 }
 
 fn cuts() -> u64 {
@@ -96,47 +102,54 @@ fn number(variable: &str) -> Option<u64> {
     )
 }
 
+/// Says something that is to be seen of a test that passes, too.
+fn say(text: &str) {
+    // Nobody listens: then there is nobody to tell.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// What a test of power cuts needs that not every machine has; says so where it is missing.
 fn can_be_tried() -> bool {
     let can = nix::unistd::geteuid().is_root() && Path::new("/dev/loop-control").exists();
     if !can {
-        eprintln!("SKIPPED: no power cuts without root and loop devices");
+        say("SKIPPED: no power cuts without root and loop devices");
     }
     can
 }
 
-fn survives(kind: Kind, port: u16, cuts: u64) {
+fn survives(kind: Kind, cuts: u64) {
     if !can_be_tried() {
         return;
     }
-    let mut random = Random::new(seed());
     let seed = seed();
+    let mut random = Random::new(seed);
     let mut tally = Tally::default();
     let mut left = cuts;
     while left > 0 {
         let place = Place::new(&format!("{kind:?}-{left}"));
-        let run = record(&place, kind, port, None);
+        let run = record(&place, kind, None);
         let now = left.min(CUTS_OF_A_RUN);
         (0..now).for_each(|number| cut(&place, &run, number, &mut random, &mut tally));
         left -= now;
     }
-    println!("{kind:?}, seed {seed}: {tally}");
+    say(&format!("{kind:?}, seed {seed}: {tally}"));
     assert!(tally.findings.is_empty(), "{}", tally.findings.join("\n\n"));
 }
 
-fn record(place: &Place, kind: Kind, port: u16, mutant: Option<Mutant>) -> Run {
+fn record(place: &Place, kind: Kind, mutant: Option<Mutant>) -> Run {
     let seconds = if cuts() > CUTS_OF_A_RUN { 30 } else { 10 };
-    let run = load::record(place, kind, port, mutant, Duration::from_secs(seconds));
+    let run = load::record(place, kind, mutant, Duration::from_secs(seconds));
     let run = run.unwrap_or_else(|error| panic!("the load, with power: {error}"));
     let figures = run.disk.figures(run.begun..run.ended);
-    println!(
-        "{kind:?}, {mutant:?}: recorded {} commits and {} operations, {} writes ({} MiB) and {} flushes",
+    say(&format!(
+        "{kind:?}{}: recorded {} commits and {} operations, {} writes ({} MiB) and {} flushes",
+        mutant.map_or(String::new(), |mutant| format!(" without sync of {mutant:?}")),
         run.ledger.acknowledged.len(),
         run.history.operations(),
         figures.writes,
         figures.bytes >> 20,
         figures.flushes
-    );
+    ));
     assert!(figures.flushes > 0, "the disk is asked to flush");
     run
 }
@@ -204,7 +217,7 @@ fn looked_at(
         Err(error) => {
             let kept = keep(place, run, &image, tally.findings.is_empty());
             let finding = format!("{:?}, cut at {position} ({what}): {error}\n{kept}", run.kind);
-            eprintln!("{finding}");
+            say(&finding);
             tally.findings.push(finding);
             None
         }
@@ -226,13 +239,13 @@ fn finding_path(kind: Kind) -> PathBuf {
 }
 
 /// Runs zenith without one of its syncs, and cuts until something is lost.
-fn is_caught(mutant: Mutant, kind: Kind, port: u16) {
+fn is_caught(mutant: Mutant, kind: Kind) {
     if !can_be_tried() {
         return;
     }
     let mut random = Random::new(seed());
     let place = Place::new(&format!("{mutant:?}"));
-    let run = record(&place, kind, port, Some(mutant));
+    let run = record(&place, kind, Some(mutant));
     for number in 1..=CUTS_OF_A_MUTANT {
         let position = run.begun + random.below(run.ended - run.begun + 1);
         let (_, position) = run
@@ -244,7 +257,9 @@ fn is_caught(mutant: Mutant, kind: Kind, port: u16) {
         let image = run.disk.cut(position, &mut random);
         if let Err(error) = check::survive(&place, &run, image, position, &mut random) {
             let loss = error.lines().next().unwrap_or_default();
-            println!("{mutant:?} on {kind:?}: caught by cut {number}: {loss}");
+            say(&format!(
+                "{kind:?} without sync of {mutant:?}: caught by cut {number}: {loss}"
+            ));
             return;
         }
         place.arena.forget_since(mark).expect("the arena shrinks");

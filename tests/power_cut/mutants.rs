@@ -16,6 +16,8 @@ pub enum Mutant {
     Names,
     /// That of RocksDB's log: fdatasync.
     Log,
+    /// That of what an earlier service has written, when the store is opened: syncfs of all layers.
+    Settling,
 }
 
 impl Mutant {
@@ -25,6 +27,7 @@ impl Mutant {
             Mutant::Data => "data",
             Mutant::Names => "names",
             Mutant::Log => "log",
+            Mutant::Settling => "settling",
         };
         command.env("LD_PRELOAD", library());
         command.env("NO_SYNC_OF", what).env("NO_SYNC_BELOW", store);

@@ -1,7 +1,8 @@
 //! A library to be loaded before libc, which takes one of zenith's syncs out: the mutants of the power-cut tests.
 //!
 //! `NO_SYNC_BELOW` is the store, `NO_SYNC_OF` what of it is not synced: `data` (the files of the layers, by fdatasync or
-//! syncfs), `names` (the layers' directories), or `log` (RocksDB's log).
+//! syncfs), `names` (the layers' directories), `log` (RocksDB's log), or `settling` (all layers at
+//! once, when the store is opened).
 
 use std::ffi::{c_int, c_long};
 use std::path::{Path, PathBuf};
@@ -50,6 +51,7 @@ fn is_left_out(call: c_long, fd: c_int) -> bool {
         Some("data") => in_layers && (call == libc::SYS_syncfs || !is_dir),
         Some("names") => in_layers && is_dir && call != libc::SYS_syncfs,
         Some("log") => is_log(&path, &store),
+        Some("settling") => call == libc::SYS_syncfs && path == store.join("layers"),
         _ => false,
     }
 }

@@ -74,8 +74,20 @@ impl Place {
     }
 }
 
+impl Place {
+    /// No machine finds sockets after it was switched on, and a process id says nothing of the time before.
+    fn forget_sockets(&self) {
+        for port in self.port..self.port + PORTS {
+            let socket = format!("{SOCKETS}/.s.PGSQL.{port}");
+            // Most of them were never there.
+            let _ = (fs::remove_file(format!("{socket}.lock")), fs::remove_file(socket));
+        }
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
+        self.forget_sockets();
         drop(self.janitor.stdin.take());
         let ended = self.janitor.wait();
         if !ended.is_ok_and(|status| status.success()) {
@@ -102,6 +114,7 @@ impl Machine<'_> {
         for name in names {
             fs::create_dir(run.join(name)).expect("a place for a mount");
         }
+        place.forget_sockets();
         Machine {
             _device: Device::mount(&disk, kind, &place.dir, format),
             place,

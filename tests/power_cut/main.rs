@@ -191,7 +191,7 @@ fn cut(place: &Place, run: &Run, number: u64, random: &mut Random, tally: &mut T
     let image = run.disk.cut(position, random);
     let survived = looked_at(place, run, image, position, what, random, tally);
     if let Some(survived) = survived
-        && number % RECOVERIES_CUT == 0
+        && number.is_multiple_of(RECOVERIES_CUT)
     {
         let again = survived.disk.cut(random.below(survived.position + 1), random);
         looked_at(place, run, again, position, "recovery", random, tally);

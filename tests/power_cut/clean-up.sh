@@ -10,11 +10,24 @@ dir=$1
 PATH=$PATH:/usr/sbin:/sbin
 cd /
 
+# One that sleeps for good on somebody's broken mount would keep everybody waiting who looks at it.
+awake() {
+    local process key state
+    for process in /proc/[0-9]*; do
+        while read -r key state _; do
+            [ "$key" != State: ] || break
+        done <"$process/status"
+        [ "$state" = D ] || echo "$process"
+    done 2>/dev/null
+}
+
 # Of the machine is what works in its directory or was told of a store in it.
 processes() {
+    local all
+    mapfile -t all < <(awake)
     {
-        find /proc -maxdepth 2 -name cwd -lname "$dir/*"
-        grep -lz "^ZENITH_DIR=$dir/" /proc/[0-9]*/environ
+        timeout 10 find "${all[@]/%//cwd}" -maxdepth 0 -lname "$dir/*"
+        timeout 10 grep -lz "^ZENITH_DIR=$dir/" "${all[@]/%//environ}"
     } 2>/dev/null | cut -d / -f 3 | sort -u
 }
 
@@ -31,10 +44,10 @@ mounts() { awk -v dir="$dir/" 'index($2, dir) == 1 { print $2 }' /proc/self/moun
 
 # unmount HOW...: what a killed process held is free only a moment later.
 unmount_all() {
-    local mount tries=0
+    local mount left tries=0
     while mapfile -t left < <(mounts) && [ ${#left[@]} -gt 0 ] && [ $((tries++)) -lt 100 ]; do
         for mount in "${left[@]}"; do umount "$@" "$mount" 2>/dev/null || break; done || true
-        [ -z "$(mounts)" ] || sleep 0.05
+        [ -z "$(mounts)" ] || { sleep 0.05 && kill_all; }
     done
     [ -z "$(mounts)" ]
 }

@@ -28,9 +28,10 @@ mod random;
 use std::collections::BTreeMap;
 use std::env;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use check::{Survived, survive};
 use device::Kind;
 use disk::Image;
 use load::Run;
@@ -129,7 +130,13 @@ fn survives(kind: Kind, cuts: u64) {
         let place = Place::new(&format!("{kind:?}-{left}"));
         let run = record(&place, kind, None);
         let now = left.min(CUTS_OF_A_RUN);
-        (0..now).for_each(|number| cut(&place, &run, number, &mut random, &mut tally));
+        let mut cuts = Cuts {
+            place: &place,
+            run: &run,
+            random: &mut random,
+            tally: &mut tally,
+        };
+        (0..now).for_each(|number| cuts.cut(number));
         left -= now;
     }
     say(&format!("{kind:?}, seed {seed}: {tally}"));
@@ -178,64 +185,70 @@ impl std::fmt::Display for Tally {
     }
 }
 
-/// Cuts at random, or inside of an operation; sometimes again, in the recovery.
-fn cut(place: &Place, run: &Run, number: u64, random: &mut Random, tally: &mut Tally) {
-    let inside = if number % 2 == 1 {
-        run.history.inside(random)
-    } else {
-        None
-    };
-    let anywhere = || ("at random", run.begun + random.below(run.ended - run.begun + 1));
-    let (what, position) = inside.unwrap_or_else(anywhere);
-    let mark = place.arena.mark();
-    let image = run.disk.cut(position, random);
-    let survived = looked_at(place, run, image, position, what, random, tally);
-    if let Some(survived) = survived
-        && number.is_multiple_of(RECOVERIES_CUT)
-    {
-        let again = survived.disk.cut(random.below(survived.position + 1), random);
-        looked_at(place, run, again, position, "recovery", random, tally);
-    }
-    place.arena.forget_since(mark).expect("the arena shrinks");
+/// The cuts of one recorded load.
+struct Cuts<'a> {
+    place: &'a Place,
+    run: &'a Run,
+    random: &'a mut Random,
+    tally: &'a mut Tally,
 }
 
-fn looked_at(
-    place: &Place,
-    run: &Run,
-    image: Image,
-    position: u64,
-    what: &'static str,
-    random: &mut Random,
-    tally: &mut Tally,
-) -> Option<check::Survived> {
-    *tally.cuts.entry(what).or_default() += 1;
-    match check::survive(place, run, image.clone(), position, random) {
-        Ok(survived) => {
-            tally.recoveries.push(survived.recovery);
-            Some(survived)
+impl Cuts<'_> {
+    /// Cuts, and sometimes again, in the recovery.
+    fn cut(&mut self, number: u64) {
+        let mark = self.place.arena.mark();
+        let (what, position) = somewhere(self.run, number, self.random);
+        let image = self.run.disk.cut(position, self.random);
+        let survived = self.look_at(image, position, what);
+        if let Some(survived) = survived
+            && number.is_multiple_of(RECOVERIES_CUT)
+        {
+            let moment = self.random.below(survived.position + 1);
+            let image = survived.disk.cut(moment, self.random);
+            self.look_at(image, position, "recovery");
         }
-        Err(error) => {
-            let kept = keep(place, run, &image, tally.findings.is_empty());
-            let finding = format!("{:?}, cut at {position} ({what}): {error}\n{kept}", run.kind);
-            say(&finding);
-            tally.findings.push(finding);
-            None
+        self.place.arena.forget_since(mark).expect("the arena shrinks");
+    }
+
+    fn look_at(&mut self, image: Image, position: u64, what: &'static str) -> Option<Survived> {
+        *self.tally.cuts.entry(what).or_default() += 1;
+        match survive(self.place, self.run, image.clone(), position, self.random) {
+            Ok(survived) => {
+                self.tally.recoveries.push(survived.recovery);
+                Some(survived)
+            }
+            Err(error) => {
+                let kind = self.run.kind;
+                let kept = self.keep(&image);
+                let finding = format!("{kind:?}, cut at {position} ({what}): {error}\n{kept}");
+                say(&finding);
+                self.tally.findings.push(finding);
+                None
+            }
         }
     }
-}
 
-/// Keeps the first image that something was found in.
-fn keep(place: &Place, run: &Run, image: &Image, is_first: bool) -> String {
-    let path = finding_path(run.kind);
-    match is_first.then(|| image.save(&place.arena, &path)) {
-        Some(Ok(())) => format!("the disk is kept as {}", path.display()),
-        Some(Err(error)) => format!("the disk could not be kept: {error}"),
-        None => String::new(),
+    /// Keeps the first image that something was found in.
+    fn keep(&self, image: &Image) -> String {
+        if !self.tally.findings.is_empty() {
+            return String::new();
+        }
+        let name = format!("power-cut-{:?}.img", self.run.kind);
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        match image.save(&self.place.arena, &path) {
+            Ok(()) => format!("the disk is kept as {}", path.display()),
+            Err(error) => format!("the disk could not be kept: {error}"),
+        }
     }
 }
 
-fn finding_path(kind: Kind) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("power-cut-{kind:?}.img"))
+/// Where to cut: every other time inside of an operation, which is named.
+fn somewhere(run: &Run, number: u64, random: &mut Random) -> (&'static str, u64) {
+    let anywhere = ("at random", run.begun + random.below(run.ended - run.begun + 1));
+    match number.is_multiple_of(2) {
+        true => anywhere,
+        false => run.history.inside(random).unwrap_or(anywhere),
+    }
 }
 
 /// Runs zenith without one of its syncs, and cuts until something is lost.
@@ -247,15 +260,10 @@ fn is_caught(mutant: Mutant, kind: Kind) {
     let place = Place::new(&format!("{mutant:?}"));
     let run = record(&place, kind, Some(mutant));
     for number in 1..=CUTS_OF_A_MUTANT {
-        let position = run.begun + random.below(run.ended - run.begun + 1);
-        let (_, position) = run
-            .history
-            .inside(&mut random)
-            .filter(|_| number % 2 == 0)
-            .unwrap_or(("", position));
         let mark = place.arena.mark();
+        let (_, position) = somewhere(&run, number, &mut random);
         let image = run.disk.cut(position, &mut random);
-        if let Err(error) = check::survive(&place, &run, image, position, &mut random) {
+        if let Err(error) = survive(&place, &run, image, position, &mut random) {
             let loss = error.lines().next().unwrap_or_default();
             say(&format!(
                 "{kind:?} without sync of {mutant:?}: caught by cut {number}: {loss}"

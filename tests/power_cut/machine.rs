@@ -220,10 +220,6 @@ impl Machine<'_> {
         Ok(dir)
     }
 
-    pub fn umount(&self, name: &str) -> Result<String, String> {
-        self.zenith(&["umount", self.mountpoint(name).to_str().expect("UTF-8")])
-    }
-
     /// A number that says everything of a mounted snapshot's tree.
     pub fn snapshot_digest(&self, name: &str, tag: &str) -> Result<String, String> {
         tree_digest(&self.mountpoint(name).join(".zenith/snapshot").join(tag))

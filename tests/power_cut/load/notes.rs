@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::Worker;
 use crate::machine::{digest, tree_digest};
@@ -193,9 +194,8 @@ impl<'a> Notes<'a> {
         let Some((tag, files)) = self.worker.random.pick(&self.snapshots).cloned() else {
             return Ok(());
         };
-        let span = self
-            .worker
-            .zenith("checkout", &["checkout", &format!("notes@{tag}"), "--yes"])?;
+        let to = format!("notes@{tag}");
+        let (_, span) = self.worker.operation("checkout", || self.check_out_when_free(&to))?;
         for name in self.files.keys().chain(files.keys()) {
             let state = files.get(name).map(|bytes| digest(bytes));
             self.worker.step(format!("file {name}"), span, state);
@@ -206,6 +206,18 @@ impl<'a> Notes<'a> {
         self.checkouts += 1;
         self.files = files;
         Ok(())
+    }
+
+    /// A child of another thread holds a file of the mount for a moment, between its fork and its program.
+    fn check_out_when_free(&self, to: &str) -> Result<String, String> {
+        let mut tries = 0;
+        loop {
+            match self.worker.machine.zenith(&["checkout", to, "--yes"]) {
+                Err(error) if error.contains("in use") && tries < 20 => tries += 1,
+                done => return done,
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn bytes(&mut self, len: u64) -> Vec<u8> {

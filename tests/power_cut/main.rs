@@ -257,7 +257,7 @@ fn is_caught(mutant: Mutant, kind: Kind) {
         return;
     }
     let mut random = Random::new(seed());
-    let place = Place::new(&format!("{mutant:?}"));
+    let place = Place::new(&format!("{mutant:?}-{kind:?}"));
     let run = record(&place, kind, Some(mutant));
     for number in 1..=CUTS_OF_A_MUTANT {
         let mark = place.arena.mark();

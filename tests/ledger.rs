@@ -1,6 +1,7 @@
 //! The ledger that other tests lean on sees what it is there for: rows that are gone, rows that differ, and a server
 //! that was away.
 
+#[allow(dead_code, reason = "tests take what they need")]
 #[path = "support/ledger.rs"]
 mod ledger;
 #[allow(dead_code, reason = "tests take what they need")]

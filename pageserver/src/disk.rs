@@ -276,6 +276,15 @@ impl Disk {
         filesystem::sync_all(file)
     }
 
+    /// Makes sure that the file, renamed next, is never found under its new name with an older size. One journal for both
+    /// does so by itself; btrfs may keep the name and lose the size until the file is synced.
+    pub fn order_before_rename(&self, file: &DiskFile) -> io::Result<()> {
+        match filesystem::orders_size_and_names(&file.file)? {
+            true => Ok(()),
+            false => self.sync_data(file),
+        }
+    }
+
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.before(Call::Rename)?;
         fs::rename(from, to)

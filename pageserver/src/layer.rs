@@ -115,6 +115,7 @@ impl Layer {
         let shown = self
             .disk
             .set_len(&file, size)
+            .and_then(|()| self.disk.order_before_rename(&file))
             .and_then(|()| self.disk.rename(&half_made, &self.file_path(ino)));
         if let Err(e) = shown {
             self.disk.remove(&half_made)?;

@@ -164,6 +164,8 @@ impl Store {
     ) -> Result<(LayerId, Option<PgInfo>)> {
         let next = LayerId(catalog.next_number());
         let layer = Layer::create(&self.shared.disk, &self.shared.layers_dir, next)?;
+        // Any sync from the swap on may make the new head durable, and a head without its directory can't be loaded.
+        layer.sync_names().map_err(Error::io("make a layer durable"))?;
         let layer_record = LayerRecord::new(Some(record.head), timeline.id);
         record.head = next;
         let entries = vec![

@@ -195,6 +195,21 @@ fn a_failed_sync_is_never_taken_back() {
 }
 
 #[test]
+fn a_new_head_is_not_told_before_its_directory_is_durable() {
+    let bench = Bench::new("new-head");
+    let ino = bench.file("a", 8192);
+    bench.timeline.fsync(ino).expect("sync");
+    let failed = bench.failing(Call::SyncDir, libc::EIO, || bench.snapshot("s"));
+    assert!(matches!(failed, Err(Error::Io { .. })));
+    bench
+        .timeline
+        .write(ino, 0, &[2; 8192], None)
+        .expect("the old head goes on");
+    bench.timeline.fsync(ino).expect("sync");
+    bench.snapshot("s").expect("snapshot");
+}
+
+#[test]
 fn running_out_of_descriptors_poisons_nothing() {
     let bench = Bench::new("descriptors");
     let ino = bench.file("a", 8192);

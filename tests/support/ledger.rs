@@ -14,6 +14,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -63,7 +64,6 @@ pub struct Ledger {
     clients: Vec<JoinHandle<Report>>,
 }
 
-#[allow(dead_code, reason = "tests take what they need")]
 impl Report {
     /// The longest times that a client waited from one acknowledgement to its next, the longest first.
     pub fn gaps(&self) -> Vec<Duration> {
@@ -90,9 +90,18 @@ impl Ledger {
         clients: i32,
         position: impl Fn() -> u64 + Clone + Send + 'static,
     ) -> Result<Ledger, Error> {
+        Ledger::open_for(connection, 0..clients, position)
+    }
+
+    /// As [`Ledger::open`], for clients of these numbers: a ledger that was closed is gone on with by others.
+    pub fn open_for(
+        connection: &str,
+        clients: Range<i32>,
+        position: impl Fn() -> u64 + Clone + Send + 'static,
+    ) -> Result<Ledger, Error> {
         run(async { connect(connection).await?.batch_execute(TABLE).await })?;
         let stop = Arc::new(AtomicBool::new(false));
-        let clients = (0..clients).map(|number| {
+        let clients = clients.map(|number| {
             let clerk = Clerk {
                 connection: connection.to_owned(),
                 client: number,

@@ -222,7 +222,7 @@ impl Running {
 }
 
 /// The user that servers run as, where that is not the test's own.
-fn server_user() -> Option<User> {
+pub fn server_user() -> Option<User> {
     let user = || {
         User::from_name("postgres")
             .expect("users can be looked up")

@@ -130,6 +130,20 @@ pub enum Fitness {
     },
 }
 
+/// Whether a file's size is durable no later than a name that was given to it afterwards. The sync of a directory or of another
+/// file in it may have btrfs keep that a file exists, and nothing else of it.
+#[cfg(target_os = "linux")]
+pub fn orders_size_and_names(file: &File) -> io::Result<bool> {
+    use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
+    Ok(fstatfs(file)?.filesystem_type() != BTRFS_SUPER_MAGIC)
+}
+
+/// Nothing is known here.
+#[cfg(not(target_os = "linux"))]
+pub fn orders_size_and_names(_file: &File) -> io::Result<bool> {
+    Ok(false)
+}
+
 fn unfit(filesystem: &str, why: &str) -> Fitness {
     Fitness::Unfit {
         filesystem: filesystem.into(),

@@ -30,6 +30,8 @@ mod load;
 mod names;
 mod namespace;
 mod pg;
+mod poison;
+mod room;
 mod shared;
 mod snapshot;
 mod store;

@@ -14,6 +14,8 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::namespace::Namespace;
+use crate::poison::Marks;
+use crate::room::Room;
 use crate::types::{Ino, LayerId};
 
 /// Inode numbers taken from the database at once.
@@ -29,6 +31,8 @@ const NAMESPACES_MAX: usize = 256;
 pub struct Shared {
     pub disk: Disk,
     pub db: Db,
+    pub room: Arc<Room>,
+    pub poisoned: Marks,
     pub layers_dir: PathBuf,
     inos: Mutex<Lease>,
     namespaces: Mutex<VecDeque<(LayerId, Namespace)>>,
@@ -44,7 +48,7 @@ struct Lease {
 }
 
 impl Shared {
-    pub fn open(disk: Disk, db: Db, layers_dir: PathBuf) -> Result<Shared> {
+    pub fn open(disk: Disk, db: Db, room: Arc<Room>, poisoned: Marks, layers_dir: PathBuf) -> Result<Shared> {
         let next = match db.get(CATALOG, INO_KEY)? {
             Some(value) => value.try_into().map(u64::from_le_bytes).map_err(|_| Error::Damaged {
                 what: "the counter of inode numbers can't be read".into(),
@@ -54,6 +58,8 @@ impl Shared {
         Ok(Shared {
             disk,
             db,
+            room,
+            poisoned,
             layers_dir,
             inos: Mutex::new(Lease { next, end: next }),
             namespaces: Mutex::default(),
@@ -149,6 +155,7 @@ impl Shared {
             return;
         }
         for (layer, ino) in doomed {
+            self.disk.at("tidy: about to remove");
             if let Err(error) = layer.remove(ino) {
                 tracing::error!(layer = %layer.id, %ino, %error, "the blocks of a file that is gone can't be removed");
             }

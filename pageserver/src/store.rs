@@ -5,6 +5,8 @@
 //!   lock        flock'ed by the one process that has the store open
 //!   db/         RocksDB: catalog and namespaces
 //!   layers/     a directory for each layer
+//!   reserve     space for the database on a full disk
+//!   poisoned/   a file for each timeline whose head is poisoned
 //!   lost/       layers with blocks that the database did not know when the store was opened
 //! ```
 
@@ -30,6 +32,8 @@ use crate::names::{BranchName, SnapshotName};
 use crate::namespace::ops::{leave_out, new_inode};
 use crate::namespace::{Change, Namespace, codec};
 use crate::pg::Purpose;
+use crate::poison::{Marks, POISONED_DIR};
+use crate::room::Room;
 use crate::shared::Shared;
 use crate::timeline::Timeline;
 use crate::types::*;
@@ -118,11 +122,16 @@ impl Store {
         check_format(dir)?;
         let lock = lock(dir)?;
         let warning = judge(dir)?;
-        let db = Db::open(&dir.join(DB_DIR), false)?;
+        let room = room(dir, &disk)?;
+        let db = Db::open(&dir.join(DB_DIR), false, room.clone())?;
         let catalog = Catalog::load(&db)?;
+        let poisoned = Marks {
+            disk: disk.clone(),
+            dir: dir.join(POISONED_DIR),
+        };
         let store = Store {
             dir: dir.into(),
-            shared: Arc::new(Shared::open(disk, db, dir.join(LAYERS_DIR))?),
+            shared: Arc::new(Shared::open(disk, db, room, poisoned, dir.join(LAYERS_DIR))?),
             changing: Mutex::default(),
             catalog: Mutex::new(catalog),
             timelines: Mutex::default(),
@@ -134,6 +143,7 @@ impl Store {
         };
         store.shared.settle()?;
         store.sweep()?;
+        store.shared.room.refill();
         Ok(Arc::new(store))
     }
 
@@ -141,9 +151,9 @@ impl Store {
         &self.dir
     }
 
-    /// Space of the filesystem under the store.
+    /// Space of the filesystem under the store, without its reserve.
     pub fn space(&self) -> Result<Space> {
-        let space = self.shared.disk.space(&self.dir);
+        let space = self.shared.room.space();
         space.map_err(Error::io(format!("look at {}", self.dir.display())))
     }
 
@@ -234,9 +244,12 @@ impl Store {
             Entry::Layer(head, Some(LayerRecord::new(base, id))),
             Entry::Timeline(id, Some(record)),
         ];
+        self.at("branch: head made");
         catalog.commit(&self.shared.db, batch, entries)?;
         drop(catalog);
+        self.at("branch: committed");
         self.sync_db()?;
+        self.at("branch: synced");
         Ok(info)
     }
 
@@ -257,6 +270,7 @@ impl Store {
         };
         let id = LayerId(catalog.next_number());
         let layer = Layer::create(&self.shared.disk, &self.shared.layers_dir, id)?;
+        self.at("head: layer made");
         layer.sync_names().map_err(Error::io("make a layer durable"))?;
         let mut batch = WriteBatch::default();
         codec::put_changes(&self.shared.db, &mut batch, id, &below, &changes);
@@ -276,6 +290,7 @@ impl Store {
         let own = catalog.snapshots().filter(|(timeline, ..)| *timeline == id);
         entries.extend(own.map(|(_, tag, _)| Entry::Snapshot(id, tag.clone(), None)));
         catalog.commit(&self.shared.db, WriteBatch::default(), entries)?;
+        self.at("destroy: committed");
         self.collect(&mut catalog)?;
         drop(catalog);
         self.sync_db()
@@ -308,8 +323,29 @@ impl Store {
         }
     }
 
-    /// The branch's timeline, loaded when nobody holds it.
+    /// The branch's timeline, loaded when nobody holds it. One that was poisoned starts anew with that.
     pub fn timeline(&self, name: &BranchName) -> Result<Arc<Timeline>> {
+        self.loaded_timeline(name, |id| {
+            let cleared = self.shared.poisoned.clear(id);
+            cleared.map_err(Error::io("take the mark of a poisoned branch away"))?;
+            Ok(false)
+        })
+    }
+
+    /// As [`Store::timeline`], for a mount that has outlived the service that had it: what was poisoned stays poisoned.
+    pub fn resumed_timeline(&self, name: &BranchName) -> Result<Arc<Timeline>> {
+        self.loaded_timeline(name, |id| {
+            let marked = self.shared.poisoned.is_set(id);
+            marked.map_err(Error::io("look for the mark of a poisoned branch"))
+        })
+    }
+
+    /// `is_poisoned` tells, of one that is not in memory, how it starts.
+    fn loaded_timeline(
+        &self,
+        name: &BranchName,
+        is_poisoned: impl FnOnce(TimelineId) -> Result<bool>,
+    ) -> Result<Arc<Timeline>> {
         let mut catalog = self.catalog();
         let (id, record) = catalog.timeline(name)?;
         let head = record.head;
@@ -319,7 +355,9 @@ impl Store {
         }
         self.shared.settle()?;
         let loaded = load::head(&self.shared, &mut catalog, head)?;
-        let timeline = Arc::new(Timeline::new(id, name.clone(), self.shared.clone(), head, loaded));
+        let poisoned = is_poisoned(id)?;
+        let timeline = Timeline::new(id, name.clone(), self.shared.clone(), head, loaded, poisoned);
+        let timeline = Arc::new(timeline);
         timelines.insert(id, Arc::downgrade(&timeline));
         Ok(timeline)
     }
@@ -329,9 +367,10 @@ impl Store {
         self.lock.metadata().is_ok_and(|lock| lock.nlink() == 0)
     }
 
-    /// Frees what files that are gone have left; to be called every now and then.
+    /// Frees what files that are gone have left, and makes the reserve again; to be called every now and then.
     pub fn tidy(&self) {
         self.shared.tidy();
+        self.shared.room.refill();
     }
 
     pub(crate) fn is_open(&self, id: TimelineId) -> bool {
@@ -347,7 +386,7 @@ impl Store {
             return Ok(view);
         }
         let ns: Namespace = load::sealed(&self.shared, &mut catalog, Some(layer))?;
-        let view = View::sealed(&self.shared.disk, self.shared.layers_dir.clone(), layer, ns);
+        let view = View::sealed(&self.shared, layer, ns);
         let view = Arc::new(view);
         views.insert(layer, Arc::downgrade(&view));
         Ok(view)
@@ -366,9 +405,11 @@ impl Store {
             }
             let entries = unneeded.iter().map(|id| Entry::Layer(*id, None)).collect();
             catalog.commit(&self.shared.db, batch, entries)?;
+            self.at("collect: committed");
             // The blocks go only when the catalog can't come back with their layer.
             self.sync_db()?;
             for id in unneeded {
+                self.at("collect: about to remove");
                 self.sealed_bytes().remove(&id);
                 self.wal_bytes().remove(&id);
                 self.remove_layer_dir(id)?;
@@ -393,6 +434,7 @@ impl Store {
             if let Some(id) = id.map(LayerId)
                 && catalog.layer(id).is_err()
             {
+                self.at("sweep: about to remove");
                 self.sweep_layer(id, catalog.is_past(id))?;
             }
         }
@@ -421,6 +463,11 @@ impl Store {
         tracing::error!(layer = %id, "the database does not know this layer: it is put aside as {}", aside.display());
         let moved = self.shared.disk.rename(&path, &aside);
         moved.map_err(Error::io(format!("put {} aside", path.display())))
+    }
+
+    /// See [`crate::Hook::at`].
+    pub(crate) fn at(&self, point: &'static str) {
+        self.shared.disk.at(point);
     }
 
     pub(crate) fn sync_db(&self) -> Result<()> {
@@ -509,11 +556,16 @@ fn fill(dir: &Path, disk: &Disk) -> Result<Option<String>> {
     let layers = dir.join(LAYERS_DIR);
     disk.make_dir(&layers)
         .map_err(Error::io(format!("make {}", layers.display())))?;
-    Db::open(&dir.join(DB_DIR), true)?
+    Db::open(&dir.join(DB_DIR), true, room(dir, disk)?)?
         .sync()
         .map_err(Error::io("sync the store's database"))?;
     write_format(dir, disk).map_err(Error::io(format!("write {}", dir.join(FORMAT_FILE).display())))?;
     Ok(warning)
+}
+
+fn room(dir: &Path, disk: &Disk) -> Result<Arc<Room>> {
+    let room = Room::open(disk.clone(), dir).map_err(Error::io(format!("look at {}", dir.display())))?;
+    Ok(Arc::new(room))
 }
 
 /// Refuses a filesystem that can't hold a store; returns what the user must know of one that can.

@@ -106,7 +106,9 @@ impl Db {
     /// What a restart finds of a write that failed is not known, so nothing may be built on either.
     fn check(&self) -> Result<()> {
         match self.failed.load(Ordering::Acquire) {
-            true => Err(Error::io("write to the store's database")(io::Error::from_raw_os_error(libc::EIO))),
+            true => Err(Error::io("write to the store's database")(
+                io::Error::from_raw_os_error(libc::EIO),
+            )),
             false => Ok(()),
         }
     }

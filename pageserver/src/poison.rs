@@ -24,7 +24,10 @@ impl Marks {
 
     /// Marks a timeline's head. A failure is only logged: the disk is failing.
     pub fn set(&self, id: TimelineId) {
-        let made = self.disk.make_dir(&self.dir).and_then(|()| self.disk.touch(&self.path(id)));
+        let made = self
+            .disk
+            .make_dir(&self.dir)
+            .and_then(|()| self.disk.touch(&self.path(id)));
         if let Err(error) = made {
             tracing::error!(%error, "that a head is poisoned can't be noted: don't believe it after a kill of the service");
         }

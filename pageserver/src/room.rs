@@ -1,7 +1,7 @@
 //! Room on the disk: what files may still take, and what is kept back for the store itself.
 //!
-//! The last fiftieth of the filesystem is no guest's. One half of that reserve is a preallocated file, `STORE/reserve`,
-//! which other programs can't fill either; the other half is merely not given away.
+//! The last fiftieth of the filesystem is no guest's. Of that reserve what the database needs is a preallocated file,
+//! `STORE/reserve`, which other programs can't fill either; the rest is merely not given away.
 //!
 //! ```text
 //!   |............ files, ours and others' ............|  left free  |  STORE/reserve  |
@@ -27,6 +27,9 @@ pub const RESERVE_FILE: &str = "reserve";
 const SHARE: u64 = 50;
 const RESERVE_MIN: u64 = 32 << 20;
 const RESERVE_MAX: u64 = 512 << 20;
+
+/// The most that the reserve file takes; half of the reserve where that is less.
+const FILE_MAX: u64 = 32 << 20;
 
 /// The most that files may take before the disk is asked again: what another program can make us overshoot by.
 const GRANT_MAX: u64 = 64 << 20;
@@ -98,7 +101,7 @@ impl Room {
         let _asking = self.asking();
         self.database.store(DATABASE_GRANT, Ordering::Release);
         match self.disk.space(&self.dir) {
-            Ok(space) if space.available < self.reserve / 4 => self.remove_file(),
+            Ok(space) if space.available < self.file_len() / 2 => self.remove_file(),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "how much room the disk has can't be told"),
         }
@@ -136,8 +139,12 @@ impl Room {
         }
     }
 
+    fn file_len(&self) -> u64 {
+        (self.reserve / 2).min(FILE_MAX)
+    }
+
     fn make_file(&self) {
-        let (path, len) = (self.dir.join(RESERVE_FILE), self.reserve / 2);
+        let (path, len) = (self.dir.join(RESERVE_FILE), self.file_len());
         match self.disk.set_aside(&path, len) {
             Ok(()) => self.held.store(len, Ordering::Release),
             Err(error) => {

@@ -298,7 +298,9 @@ impl Timeline {
         let zeroed = file.alone().and_then(|mut content| {
             head.touch(&file);
             if content.parts.len() > 1 {
-                self.shared.room.take(content.size.min(bytes.end).saturating_sub(bytes.start))?;
+                self.shared
+                    .room
+                    .take(content.size.min(bytes.end).saturating_sub(bytes.start))?;
             }
             content.zero(head.target(ino), bytes)
         });

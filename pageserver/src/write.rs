@@ -48,7 +48,10 @@ impl Content {
         match (&self.map, self.parts.last()) {
             (Some(map), _) => Ok(map.runs(bytes).all(|(slot, _)| slot == self.head_slot())),
             (None, Some(head)) => {
-                let hole = head.backing.disk().seek(head.backing.file()?, bytes.start, Seek::Hole)?;
+                let hole = head
+                    .backing
+                    .disk()
+                    .seek(head.backing.file()?, bytes.start, Seek::Hole)?;
                 Ok(hole.is_some_and(|hole| hole >= bytes.end))
             }
             (None, None) => Ok(false),

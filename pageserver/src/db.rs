@@ -39,7 +39,7 @@ pub struct Db {
 impl Db {
     /// Opens the database in `dir`, making it when `create`. It writes, so a full disk's reserve may have to go.
     pub fn open(dir: &Path, create: bool, room: Arc<Room>) -> Result<Db> {
-        room.for_database(WRITE_BUFFER_BYTES);
+        room.make();
         // RocksDB has a family of its own too, whose buffers count when it asks itself whether there is room.
         let families = [DEFAULT_COLUMN_FAMILY_NAME, CATALOG, NAMESPACE]
             .map(|name| ColumnFamilyDescriptor::new(name, family_options()));
@@ -65,6 +65,11 @@ impl Db {
     /// Adds the delete of every key in `[from, to)` to a batch.
     pub fn delete_range(&self, batch: &mut WriteBatch, family: &str, from: &[u8], to: &[u8]) {
         batch.delete_range_cf(self.family(family), from, to);
+    }
+
+    /// Asks the disk whether it has room, before something that must not be refused: see [`Room`].
+    pub fn make_room(&self) {
+        self.room.make();
     }
 
     /// Writes a batch, all or nothing. It survives a kill of the process, not yet a power cut.

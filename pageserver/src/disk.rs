@@ -54,6 +54,11 @@ pub trait Hook: Send + Sync {
 
     /// Stands between two steps of an operation on the store: may end the process there.
     fn at(&self, _point: &'static str) {}
+
+    /// May tell of less space than there is.
+    fn space(&self, space: Space) -> Space {
+        space
+    }
 }
 
 /// A way to the backing filesystem. Cheap to clone.
@@ -333,7 +338,8 @@ impl Disk {
 
     pub fn space(&self, path: &Path) -> io::Result<Space> {
         self.before(Call::Space)?;
-        filesystem::space(path)
+        let space = filesystem::space(path)?;
+        Ok(self.hook.as_ref().map_or(space, |hook| hook.space(space)))
     }
 
     pub fn exists(&self, path: &Path) -> io::Result<bool> {

@@ -94,10 +94,14 @@ impl Room {
 
     /// Sees to it that the database can write so many bytes, as far as the reserve allows.
     pub fn for_database(&self, bytes: usize) {
-        let bytes = bytes as i64;
-        if self.database.fetch_sub(bytes, Ordering::AcqRel) >= bytes {
-            return;
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        if self.database.fetch_sub(bytes, Ordering::AcqRel) < bytes {
+            self.make();
         }
+    }
+
+    /// Asks the disk whether the database has room, and gives up the reserve if it has not.
+    pub fn make(&self) {
         let _asking = self.asking();
         self.database.store(DATABASE_GRANT, Ordering::Release);
         match self.disk.space(&self.dir) {

@@ -81,6 +81,11 @@ impl Cluster {
         );
     }
 
+    #[allow(dead_code, reason = "tests take what they need")]
+    pub fn is_running(&self) -> bool {
+        !self.processes().is_empty()
+    }
+
     /// The first column of the first row.
     pub fn sql(&self, statement: &str) -> String {
         self.run(

@@ -32,6 +32,8 @@ pub enum Step {
     Write(&'static str, &'static str, usize, usize, u8),
     Resize(&'static str, &'static str, usize),
     Unlink(&'static str, &'static str),
+    /// Unlinks a file that stays open.
+    Orphan(&'static str, &'static str),
     Rename(&'static str, &'static str, &'static str),
     Sync(&'static str, &'static str),
     Snapshot(&'static str),
@@ -48,7 +50,9 @@ impl Step {
     fn on_files_of(&self) -> Option<&'static str> {
         use Step::*;
         match self {
-            Create(b, _) | Write(b, ..) | Resize(b, ..) | Unlink(b, _) | Rename(b, ..) | Sync(b, _) => Some(b),
+            Create(b, _) | Write(b, ..) | Resize(b, ..) | Unlink(b, _) | Orphan(b, _) | Rename(b, ..) | Sync(b, _) => {
+                Some(b)
+            }
             _ => None,
         }
     }
@@ -75,7 +79,7 @@ impl World {
                 file[offset..offset + len].fill(byte);
             }
             Step::Resize(b, f, size) => new.file(b, f)?.resize(size, 0),
-            Step::Unlink(b, f) => drop(new.branches.get_mut(b)?.remove(f)?),
+            Step::Unlink(b, f) | Step::Orphan(b, f) => drop(new.branches.get_mut(b)?.remove(f)?),
             Step::Rename(b, from, to) => {
                 let tree = new.branches.get_mut(b)?;
                 let file = tree.remove(from)?;
@@ -192,6 +196,7 @@ impl Life {
         done
     }
 
+    #[allow(dead_code, reason = "tests take what they need")]
     /// After a step that failed: the store shows the old or the new state, and is held to it.
     pub fn settle(&mut self, step: &Step, error: &str) {
         if self.store.is_none() {
@@ -272,6 +277,7 @@ impl Life {
             Step::Unlink(_, f) => timeline
                 .unlink(Ino::ROOT, OsStr::new(f), NOW)
                 .map(|gone| timeline.forget(gone.ino)),
+            Step::Orphan(_, f) => timeline.unlink(Ino::ROOT, OsStr::new(f), NOW).map(|_| ()),
             Step::Rename(_, from, to) => {
                 let (from, to) = (OsStr::new(from), OsStr::new(to));
                 let renamed = timeline.rename(Ino::ROOT, from, Ino::ROOT, to, Rename::Replace, NOW);

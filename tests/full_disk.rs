@@ -5,20 +5,19 @@
 //! The disk is a loop device with an ext4 of its own, so it needs root. Four levels of free space in the short form,
 //! `ZENITH_FULL_DISK_LEVELS=20` for as many as that.
 
+#[path = "support/loop_disk.rs"]
+mod loop_disk;
 #[path = "support/postgres.rs"]
 mod postgres;
 #[path = "support/store.rs"]
 mod store;
 
-use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::fs;
+use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::statvfs::statvfs;
+use loop_disk::LoopDisk;
 use nix::unistd::geteuid;
 use postgres::Cluster;
 use store::Store;
@@ -39,7 +38,7 @@ fn a_full_disk_loses_no_commit_and_the_store_goes_on() {
         eprintln!("skipped: loop devices are root's");
         return;
     }
-    let disk = LoopDisk::new("full");
+    let disk = LoopDisk::new("full", DISK_BYTES);
     let store = Store::within(&disk.dir, "store");
     let data = store.mount("main", "main", &[]);
     let cluster = Cluster::new(15, &data, &store.path("main.sock"));
@@ -165,67 +164,4 @@ impl Round<'_> {
         let arguments = ["-XqAt", "-v", "ON_ERROR_STOP=1", "-c", statement];
         self.cluster.spawn("psql", &arguments).wait()
     }
-}
-
-/// A small ext4 of the test's own.
-struct LoopDisk {
-    dir: PathBuf,
-    image: PathBuf,
-}
-
-impl LoopDisk {
-    fn new(name: &str) -> LoopDisk {
-        let unique = format!("zenith-test-{name}-{}", std::process::id());
-        let image = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{unique}.img"));
-        let dir = std::env::temp_dir().join(&unique);
-        File::create(&image)
-            .and_then(|file| file.set_len(DISK_BYTES))
-            .expect("an image");
-        fs::create_dir(&dir).expect("a directory for the disk");
-        let disk = LoopDisk { dir, image };
-        let (image, dir) = (path(&disk.image), path(&disk.dir));
-        run("mkfs.ext4", &["-q", "-F", "-m", "0", image]);
-        run("mount", &["-o", "loop", image, dir]);
-        fs::set_permissions(&disk.dir, fs::Permissions::from_mode(0o711)).expect("others may pass");
-        disk
-    }
-
-    /// Takes all space but some; returns the file that has it.
-    fn fill(&self, free: u64) -> PathBuf {
-        let ballast = self.dir.join("ballast");
-        let file = File::create(&ballast).expect("a file");
-        let (mut len, mut step) = (0, DISK_BYTES);
-        while step >= 4096 {
-            step = step.min(self.available().saturating_sub(free));
-            match fallocate(&file, FallocateFlags::empty(), len, step as i64) {
-                Ok(()) => len += step as i64,
-                Err(_) => step /= 2,
-            }
-        }
-        ballast
-    }
-
-    fn available(&self) -> u64 {
-        let stat = statvfs(&self.dir).expect("statfs");
-        stat.blocks_available() * stat.fragment_size()
-    }
-}
-
-impl Drop for LoopDisk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.dir).status();
-        if unmounted.is_ok_and(|status| status.success()) {
-            let _ = fs::remove_dir(&self.dir);
-            let _ = fs::remove_file(&self.image);
-        }
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().expect("it runs");
-    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
 }

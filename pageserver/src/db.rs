@@ -39,7 +39,7 @@ pub struct Db {
 impl Db {
     /// Opens the database in `dir`, making it when `create`. It writes, so a full disk's reserve may have to go.
     pub fn open(dir: &Path, create: bool, room: Arc<Room>) -> Result<Db> {
-        room.make();
+        room.balance();
         // RocksDB has a family of its own too, whose buffers count when it asks itself whether there is room.
         let families = [DEFAULT_COLUMN_FAMILY_NAME, CATALOG, NAMESPACE]
             .map(|name| ColumnFamilyDescriptor::new(name, family_options()));
@@ -69,7 +69,7 @@ impl Db {
 
     /// Asks the disk whether it has room, before something that must not be refused: see [`Room`].
     pub fn make_room(&self) {
-        self.room.make();
+        self.room.balance();
     }
 
     /// Writes a batch, all or nothing. It survives a kill of the process, not yet a power cut.

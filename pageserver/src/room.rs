@@ -31,8 +31,9 @@ const RESERVE_MAX: u64 = 512 << 20;
 /// The most that the reserve file takes; half of the reserve where that is less.
 const FILE_MAX: u64 = 32 << 20;
 
-/// The most that files may take before the disk is asked again: what another program can make us overshoot by.
-const GRANT_MAX: u64 = 64 << 20;
+/// Files may take so much of what is left, and of the reserve, before the disk is asked again. The latter is what they can
+/// overshoot by when another program fills the disk meanwhile.
+const GRANT_SHARE: u64 = 8;
 
 /// What the database may write before the disk is asked again.
 const DATABASE_GRANT: i64 = 256 << 10;
@@ -87,7 +88,7 @@ impl Room {
         if left < bytes as u64 {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
-        let grant = (left / 8).clamp(bytes as u64, GRANT_MAX.max(bytes as u64));
+        let grant = (left.min(self.reserve) / GRANT_SHARE).max(bytes as u64);
         self.files.store(grant as i64 - bytes, Ordering::Release);
         Ok(())
     }
@@ -96,16 +97,17 @@ impl Room {
     pub fn for_database(&self, bytes: usize) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         if self.database.fetch_sub(bytes, Ordering::AcqRel) < bytes {
-            self.make();
+            self.balance();
         }
     }
 
-    /// Asks the disk whether the database has room, and gives up the reserve if it has not.
-    pub fn make(&self) {
+    /// Asks the disk for its space, and gives the reserve file up or makes it as that tells.
+    pub fn balance(&self) {
         let _asking = self.asking();
         self.database.store(DATABASE_GRANT, Ordering::Release);
         match self.disk.space(&self.dir) {
             Ok(space) if space.available < self.file_len() / 2 => self.remove_file(),
+            Ok(space) if space.available >= self.reserve => self.make_file(),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "how much room the disk has can't be told"),
         }
@@ -132,14 +134,8 @@ impl Room {
 
     /// Makes the reserve file when it is not there and there is room for it.
     pub fn refill(&self) {
-        if self.held.load(Ordering::Acquire) > 0 {
-            return;
-        }
-        let _asking = self.asking();
-        match self.disk.space(&self.dir) {
-            Ok(space) if space.available >= self.reserve => self.make_file(),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "how much room the disk has can't be told"),
+        if self.held.load(Ordering::Acquire) == 0 {
+            self.balance();
         }
     }
 
@@ -148,6 +144,9 @@ impl Room {
     }
 
     fn make_file(&self) {
+        if self.held.load(Ordering::Acquire) > 0 {
+            return;
+        }
         let (path, len) = (self.dir.join(RESERVE_FILE), self.file_len());
         match self.disk.set_aside(&path, len) {
             Ok(()) => self.held.store(len, Ordering::Release),

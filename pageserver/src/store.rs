@@ -33,7 +33,7 @@ use crate::namespace::ops::{leave_out, new_inode};
 use crate::namespace::{Change, Namespace, codec};
 use crate::pg::Purpose;
 use crate::poison::{Marks, POISONED_DIR};
-use crate::room::Room;
+use crate::room::{RESERVE_FILE, Room};
 use crate::shared::Shared;
 use crate::timeline::Timeline;
 use crate::types::*;
@@ -523,7 +523,7 @@ fn refuse_filled(dir: &Path, disk: &Disk) -> Result<()> {
 
 /// Whether [`fill`] makes something of that name.
 fn is_part(name: &OsStr) -> bool {
-    [HALF_MADE, PROBE_FILE, LAYERS_DIR, DB_DIR]
+    [HALF_MADE, PROBE_FILE, LAYERS_DIR, DB_DIR, RESERVE_FILE]
         .iter()
         .any(|part| name == *part)
 }

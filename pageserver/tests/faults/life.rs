@@ -25,6 +25,7 @@ pub struct World {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(dead_code, reason = "tests take what they need")]
 pub enum Step {
     Branch(&'static str),
     Clone(&'static str, &'static str),

@@ -14,7 +14,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::disk::Disk;
@@ -47,6 +47,8 @@ pub struct Room {
     files: AtomicI64,
     database: AtomicI64,
     asking: Mutex<()>,
+    /// That the file can't be made was said.
+    told: AtomicBool,
 }
 
 impl Room {
@@ -62,6 +64,7 @@ impl Room {
             files: AtomicI64::new(0),
             database: AtomicI64::new(0),
             asking: Mutex::default(),
+            told: AtomicBool::new(false),
         })
     }
 
@@ -151,7 +154,9 @@ impl Room {
         match self.disk.set_aside(&path, len) {
             Ok(()) => self.held.store(len, Ordering::Release),
             Err(error) => {
-                tracing::warn!(%error, "the reserve can't be made");
+                if !self.told.swap(true, Ordering::AcqRel) {
+                    tracing::warn!(%error, "the reserve can't be made");
+                }
                 // What there is of it keeps nobody out; the next attempt begins with it.
                 let _ = self.disk.remove(&path);
             }

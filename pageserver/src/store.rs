@@ -286,6 +286,7 @@ impl Store {
             return Err(Error::Busy { name: name.to_string() });
         }
         self.refuse_destroying_branch(&catalog, name)?;
+        self.unpoison(id)?;
         let mut entries = vec![Entry::Timeline(id, None)];
         let own = catalog.snapshots().filter(|(timeline, ..)| *timeline == id);
         entries.extend(own.map(|(_, tag, _)| Entry::Snapshot(id, tag.clone(), None)));
@@ -325,19 +326,17 @@ impl Store {
 
     /// The branch's timeline, loaded when nobody holds it. One that was poisoned starts anew with that.
     pub fn timeline(&self, name: &BranchName) -> Result<Arc<Timeline>> {
-        self.loaded_timeline(name, |id| {
-            let cleared = self.shared.poisoned.clear(id);
-            cleared.map_err(Error::io("take the mark of a poisoned branch away"))?;
-            Ok(false)
-        })
+        self.loaded_timeline(name, |id| self.unpoison(id).map(|()| false))
     }
 
     /// As [`Store::timeline`], for a mount that has outlived the service that had it: what was poisoned stays poisoned.
     pub fn resumed_timeline(&self, name: &BranchName) -> Result<Arc<Timeline>> {
-        self.loaded_timeline(name, |id| {
-            let marked = self.shared.poisoned.is_set(id);
-            marked.map_err(Error::io("look for the mark of a poisoned branch"))
-        })
+        self.loaded_timeline(name, |id| Ok(self.shared.poisoned.is_set(id)))
+    }
+
+    fn unpoison(&self, id: TimelineId) -> Result<()> {
+        let cleared = self.shared.poisoned.clear(id);
+        cleared.map_err(Error::io("take the mark of a poisoned branch away"))
     }
 
     /// `is_poisoned` tells, of one that is not in memory, how it starts.

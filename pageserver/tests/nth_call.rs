@@ -1,15 +1,15 @@
-//! The n-th call to the disk fails, for every n: with EIO and with ENOSPC, once and from then on.
+//! The n-th call to the disk fails, for every n: with EIO and with ENOSPC, alone, with the next one, and from then on.
 //!
 //! A scripted life of a store is run once to count its calls, then over and over with another of them failing. Each
 //! step is acknowledged or refused; what the store shows after that, and once more after it was opened anew on a
 //! mended disk, is what the model of acknowledged steps allows.
 //!
-//! Every fifth call in the short form, every call with `ZENITH_FAULTS=all`; `ZENITH_FAULTS=N` only the n-th.
+//! Every eighth call in the short form, every call with `ZENITH_FAULTS=all`; `ZENITH_FAULTS=N` only the n-th.
 
 #[path = "faults/life.rs"]
 mod life;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,28 +18,45 @@ use std::sync::{Arc, Mutex};
 use life::{Life, Step, Template, World, differences};
 use pageserver::*;
 
-const STRIDE: usize = 5;
+const STRIDE: usize = 8;
 
-/// Fails the n-th call, and maybe all that follow; of one kind, or of all.
+const FOR_GOOD: usize = usize::MAX;
+const FAULTS: [(i32, usize); 6] = [
+    (libc::EIO, 1),
+    (libc::ENOSPC, 1),
+    (libc::EIO, 2),
+    (libc::ENOSPC, 2),
+    (libc::EIO, FOR_GOOD),
+    (libc::ENOSPC, FOR_GOOD),
+];
+
+/// Fails the n-th call and those that follow, so many times; of one kind, or of all.
 struct Fault {
     only: Option<Call>,
     n: usize,
     errno: i32,
-    from_then_on: bool,
+    times: usize,
     mended: AtomicBool,
     calls: AtomicUsize,
 }
 
 impl Fault {
-    fn new(n: usize, errno: i32, from_then_on: bool) -> Fault {
+    fn new(n: usize, errno: i32, times: usize) -> Fault {
         Fault {
             only: None,
             n,
             errno,
-            from_then_on,
+            times,
             mended: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
         }
+    }
+}
+
+impl Fault {
+    /// Whether no call will fail any more.
+    fn is_over(&self) -> bool {
+        self.calls.load(Ordering::Relaxed) >= self.n.saturating_add(self.times - 1)
     }
 }
 
@@ -49,7 +66,7 @@ impl Hook for Fault {
             return Ok(());
         }
         let n = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        match n == self.n || n > self.n && self.from_then_on {
+        match n >= self.n && n - self.n < self.times {
             true => Err(io::Error::from_raw_os_error(self.errno)),
             false => Ok(()),
         }
@@ -123,10 +140,15 @@ fn run(dir: &Path, fault: Fault) -> (usize, usize) {
         if life.world.after(&step).is_none() {
             continue;
         }
+        let over = fault.is_over();
         if let Err(error) = life.take(&step) {
             refused += 1;
+            assert!(
+                !over || is_of_poison(&step, &error),
+                "{step:?} on a mended disk: {error}"
+            );
             fault.mended.store(true, Ordering::Relaxed);
-            life.settle(&step, &error);
+            life.settle(&step, &error, fault.times > 1);
             fault.mended.store(false, Ordering::Relaxed);
         }
     }
@@ -134,6 +156,14 @@ fn run(dir: &Path, fault: Fault) -> (usize, usize) {
     check_reopened(&mut life);
     life.end();
     (fault.calls.load(Ordering::Relaxed), refused)
+}
+
+/// What may still fail when nothing of the disk does: syncs and seals of a head that is poisoned.
+fn is_of_poison(step: &Step, error: &str) -> bool {
+    match step {
+        Step::Sync(..) => error == "EIO",
+        _ => error.contains("an earlier write to disk failed"),
+    }
 }
 
 /// What the store showed, and what it shows when it was opened anew.
@@ -157,18 +187,13 @@ fn chosen(calls: usize) -> Vec<usize> {
 #[test]
 fn whichever_call_fails_each_step_has_happened_or_not() {
     let template = Template::new("nth-call");
-    let (calls, refused) = run(&template.copy("counted"), Fault::new(0, 0, false));
+    let (calls, refused) = run(&template.copy("counted"), Fault::new(usize::MAX, 0, 1));
     assert_eq!(refused, 0, "nothing failed");
     let (mut runs, mut refusals) = (0, 0);
     for n in chosen(calls) {
-        for (errno, from_then_on) in [
-            (libc::EIO, false),
-            (libc::ENOSPC, false),
-            (libc::EIO, true),
-            (libc::ENOSPC, true),
-        ] {
-            eprintln!("call {n} of {calls}: errno {errno}, from then on: {from_then_on}");
-            refusals += run(&template.copy("store"), Fault::new(n, errno, from_then_on)).1;
+        for (errno, times) in FAULTS {
+            eprintln!("call {n} of {calls}: errno {errno}, {times} times");
+            refusals += run(&template.copy("store"), Fault::new(n, errno, times)).1;
             runs += 1;
         }
     }
@@ -183,13 +208,18 @@ fn whichever_call_fails_a_store_is_made_or_can_be_made_again() {
     let _ = std::fs::remove_dir_all(&dir);
     Store::create(&dir, Disk::new().with_hook(counts.clone())).expect("made");
     for (call, count) in counts.0.lock().expect("unpoisoned").iter() {
-        for n in BTreeSet::from([1, *count]) {
+        let faults = [(1, 1), (*count, 1), (1, FOR_GOOD)];
+        for (n, times) in faults {
             std::fs::remove_dir_all(&dir).expect("removed");
-            let fault = Fault {
-                only: Some(*call),
-                ..Fault::new(n, libc::EIO, false)
+            // One that is for good keeps what was made from being taken away.
+            let fault: Arc<dyn Hook> = match times {
+                FOR_GOOD => Arc::new(EverSince(*call, AtomicBool::new(false))),
+                _ => Arc::new(Fault {
+                    only: Some(*call),
+                    ..Fault::new(n, libc::EIO, times)
+                }),
             };
-            let made = Store::create(&dir, Disk::new().with_hook(Arc::new(fault)));
+            let made = Store::create(&dir, Disk::new().with_hook(fault));
             if made.is_err() {
                 let again = Store::create(&dir, Disk::new());
                 assert!(
@@ -211,5 +241,20 @@ impl Hook for Counts {
     fn before(&self, call: Call) -> io::Result<()> {
         *self.0.lock().expect("unpoisoned").entry(call).or_default() += 1;
         Ok(())
+    }
+}
+
+/// From the first call of a kind on, every call fails.
+struct EverSince(Call, AtomicBool);
+
+impl Hook for EverSince {
+    fn before(&self, call: Call) -> io::Result<()> {
+        if call == self.0 {
+            self.1.store(true, Ordering::Relaxed);
+        }
+        match self.1.load(Ordering::Relaxed) {
+            true => Err(io::Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
     }
 }

@@ -68,12 +68,9 @@ impl World {
     pub fn after(&self, step: &Step) -> Option<World> {
         let mut new = self.clone();
         match *step {
-            Step::Branch(b) => new.add_branch(b, Tree::new())?,
-            Step::Clone(b, snapshot) => new.add_branch(b, self.snapshots.get(snapshot)?.clone())?,
-            Step::Create(b, f) => match new.branches.get_mut(b)?.insert(f.into(), Vec::new()) {
-                Some(_) => return None,
-                None => {}
-            },
+            Step::Branch(b) => new_entry(&mut new.branches, b, Tree::new())?,
+            Step::Clone(b, snapshot) => new_entry(&mut new.branches, b, self.snapshots.get(snapshot)?.clone())?,
+            Step::Create(b, f) => new_entry(new.branches.get_mut(b)?, f, Vec::new())?,
             Step::Write(b, f, offset, len, byte) => {
                 let file = new.file(b, f)?;
                 file.resize(file.len().max(offset + len), 0);
@@ -89,10 +86,7 @@ impl World {
             Step::Sync(b, f) => drop(new.file(b, f)?),
             Step::Snapshot(name) => {
                 let tree = self.branches.get(branch_of(name))?.clone();
-                match new.snapshots.insert(name.into(), tree) {
-                    Some(_) => return None,
-                    None => {}
-                }
+                new_entry(&mut new.snapshots, name, tree)?;
             }
             Step::Checkout(name) => new.check_out(name)?,
             Step::DestroySnapshot(name) => drop(new.snapshots.remove(name)?),
@@ -103,13 +97,6 @@ impl World {
             Step::Tidy | Step::Close(_) | Step::Reopen => {}
         }
         Some(new)
-    }
-
-    fn add_branch(&mut self, name: &str, tree: Tree) -> Option<()> {
-        match self.branches.insert(name.into(), tree) {
-            Some(_) => None,
-            None => Some(()),
-        }
     }
 
     fn check_out(&mut self, name: &str) -> Option<()> {
@@ -132,6 +119,10 @@ impl World {
         file.resize(file.len().max(offset + len), 0);
         Some(grown)
     }
+}
+
+fn new_entry<T>(map: &mut BTreeMap<String, T>, name: &str, value: T) -> Option<()> {
+    map.insert(name.into(), value).is_none().then_some(())
 }
 
 pub fn branch_of(snapshot: &str) -> &str {

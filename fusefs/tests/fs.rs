@@ -358,10 +358,13 @@ const CHANGES: [(&str, ChangeOnce); 8] = [
         let name = at(Node::ROOT, "new");
         fs.create_and_open(name, 0o600, true, ALICE, request).map(drop)
     }),
-    ("mkdir", |fs, request| fs.mkdir(at(Node::ROOT, "new"), 0o700, ALICE, request).map(drop)),
+    ("mkdir", |fs, request| {
+        fs.mkdir(at(Node::ROOT, "new"), 0o700, ALICE, request).map(drop)
+    }),
     ("symlink", |fs, request| {
         let target = NewKind::Symlink("there".into());
-        fs.create(at(Node::ROOT, "new"), target, 0o777, ALICE, request).map(drop)
+        fs.create(at(Node::ROOT, "new"), target, 0o777, ALICE, request)
+            .map(drop)
     }),
     ("link", |fs, request| {
         let node = fs.lookup(Node::ROOT, os("a"))?.node;
@@ -401,7 +404,11 @@ fn a_change_that_is_asked_for_again_by_the_next_process_is_made_once() {
             drop(fs);
             let scratch = scratch.reopen();
             let fs = scratch.resumed_head();
-            assert_eq!(change(&fs, numbered(7, true)), Ok(()), "{what}, made before: {made_before}");
+            assert_eq!(
+                change(&fs, numbered(7, true)),
+                Ok(()),
+                "{what}, made before: {made_before}"
+            );
             let after = names_and_texts(&fs);
             assert_eq!(before == after, made_before, "{what}: {before:?} {after:?}");
         }
@@ -412,7 +419,10 @@ fn a_change_that_is_asked_for_again_by_the_next_process_is_made_once() {
 fn a_snapshot_that_is_taken_or_destroyed_through_the_mount_is_so_once() {
     let scratch = Scratch::new("again-snapshot", (0, 0));
     let fs = scratch.head();
-    let taken = |again| fs.mkdir(at(Node::Snapshots, "t"), 0, ALICE, numbered(7, again)).map(|entry| entry.node);
+    let taken = |again| {
+        fs.mkdir(at(Node::Snapshots, "t"), 0, ALICE, numbered(7, again))
+            .map(|entry| entry.node)
+    };
     let first = taken(false);
     assert!(first.is_ok());
     assert_eq!(taken(true), first);
@@ -433,10 +443,15 @@ fn of_each_asker_one_result_is_kept_and_none_for_the_next_mount() {
             last: Some(&last),
             ..numbered(number, false)
         };
-        fs.mkdir(at(Node::ROOT, &format!("d{number}")), 0o700, ALICE, request).expect("made");
+        fs.mkdir(at(Node::ROOT, &format!("d{number}")), 0o700, ALICE, request)
+            .expect("made");
     }
     let timeline = scratch.timeline();
-    let known = || (1..=3).filter(|number| timeline.answer(&numbered(*number, true)) != Ok(None)).collect::<Vec<_>>();
+    let known = || {
+        (1..=3)
+            .filter(|number| timeline.answer(&numbered(*number, true)) != Ok(None))
+            .collect::<Vec<_>>()
+    };
     assert_eq!(known(), [3]);
     fs.begin();
     assert!(known().is_empty());

@@ -89,7 +89,15 @@ fn start(address: &Path, store: &Path, dir: &Path, held: &[(String, OwnedFd)], c
     let program = std::env::current_exe().expect("this program");
     let child = Command::new(program)
         .args(["--exact", "serve", "--ignored", "--nocapture"])
-        .env(ROLE, format!("{}\n{}\n{}\n{crashed}", address.display(), store.display(), dir.display()))
+        .env(
+            ROLE,
+            format!(
+                "{}\n{}\n{}\n{crashed}",
+                address.display(),
+                store.display(),
+                dir.display()
+            ),
+        )
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())
         .spawn()
@@ -114,7 +122,12 @@ fn receive(socket: &UnixDatagram) -> (String, Option<OwnedFd>) {
     let mut text = [0; 256];
     let mut control = cmsg_space!(RawFd);
     let mut room = [IoSliceMut::new(&mut text)];
-    let received = recvmsg::<()>(socket.as_raw_fd(), &mut room, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC);
+    let received = recvmsg::<()>(
+        socket.as_raw_fd(),
+        &mut room,
+        Some(&mut control),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    );
     let received = received.expect("a message in time");
     let fd = received.cmsgs().expect("whole").find_map(|control| match control {
         // SAFETY: the kernel has just made it for us.

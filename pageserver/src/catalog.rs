@@ -152,6 +152,7 @@ impl Catalog {
             }
         }
         put(db, &mut batch, NEXT_KEY, Some(&self.next))?;
+        db.make_room();
         db.write(batch)?;
         entries.into_iter().for_each(|entry| self.apply(entry));
         Ok(())

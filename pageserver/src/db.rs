@@ -4,20 +4,26 @@
 //! (`namespace/codec.rs`). A write is in the kernel's hands when [`Db::write`] returns, so it survives the
 //! death of the process; [`Db::sync`] makes it survive that of the machine, and notes how far (`db/mark.rs`), so that
 //! damage to what was durable is never taken for the end of the log. A clean stop leaves no log to replay.
+//!
+//! When the disk is full RocksDB takes nothing more, and goes on by itself when it has found room: it looks every five
+//! seconds, and then writes out anew all that it has in memory, so nothing was lost. Any other error of its log leaves
+//! open what a restart will find there: nothing is believed then until the store is opened anew.
 
 mod frames;
 mod mark;
 
 use std::io;
 use std::path::Path;
-use std::sync::{RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use rocksdb::{
-    ColumnFamily, ColumnFamilyDescriptor, DBRecoveryMode, FlushOptions, IteratorMode, LogLevel, Options, WriteBatch,
-    properties,
+    ColumnFamily, ColumnFamilyDescriptor, DBRecoveryMode, DEFAULT_COLUMN_FAMILY_NAME, FlushOptions, IteratorMode,
+    LogLevel, Options, WriteBatch, WriteOptions, properties,
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_full};
+use crate::room::Room;
 use crate::sync_point::SyncPoint;
 use frames::State;
 use mark::Mark;
@@ -36,15 +42,22 @@ pub struct Db {
     mark: Option<Mark>,
     /// Shared by writes, held alone while the log's length is taken: a mark ends with a whole frame.
     writing: RwLock<()>,
+    /// The store's, where one is open.
+    room: Option<Arc<Room>>,
+    /// The log failed, and not for lack of room.
+    failed: AtomicBool,
 }
 
 impl Db {
     /// Opens the database in `dir`, making it when `create`. Refused, with everything left as it is, where something that
-    /// was durable is gone.
-    pub fn open(dir: &Path, create: bool) -> Result<Db> {
+    /// was durable is gone. It writes, so a full disk's reserve may have to go.
+    pub fn open(dir: &Path, create: bool, room: Option<Arc<Room>>) -> Result<Db> {
         if let Some(suspect) = Db::damage(dir)?.first() {
             let what = suspect.describe();
             return Err(Error::Damaged { what });
+        }
+        if let Some(room) = &room {
+            room.balance();
         }
         let rocks = rocksdb::DB::open_cf_descriptors(&database_options(create), dir, families())?;
         let mark = Mark::open(dir).and_then(|mark| mark.note_all().map(|()| mark));
@@ -53,6 +66,8 @@ impl Db {
             log: SyncPoint::default(),
             mark: Some(mark.map_err(Error::io(format!("sync {}", dir.display())))?),
             writing: RwLock::default(),
+            room,
+            failed: AtomicBool::new(false),
         })
     }
 
@@ -63,6 +78,8 @@ impl Db {
             log: SyncPoint::default(),
             mark: None,
             writing: RwLock::default(),
+            room: None,
+            failed: AtomicBool::new(false),
         })
     }
 
@@ -103,17 +120,30 @@ impl Db {
         batch.delete_range_cf(self.family(family), from, to);
     }
 
+    /// Asks the disk whether it has room, before something that must not be refused: see [`Room`].
+    pub fn make_room(&self) {
+        if let Some(room) = &self.room {
+            room.balance();
+        }
+    }
+
     /// Writes a batch, all or nothing. It survives a kill of the process, not yet a power cut.
     pub fn write(&self, batch: WriteBatch) -> Result<()> {
+        if let Some(room) = &self.room {
+            room.for_database(batch.size_in_bytes());
+        }
         let _writing = self.writing();
-        self.rocks.write(batch)?;
+        self.log_write(batch, false)?;
         self.log.changed();
         Ok(())
     }
 
-    /// Makes every write so far durable; free when nothing was written since the last time.
+    /// Makes every write so far durable; free when nothing was written since the last time. For lack of room (ENOSPC)
+    /// it may be tried again; after any other error it fails for good.
     pub fn sync(&self) -> io::Result<()> {
-        self.log.sync(|| self.flush_log())
+        self.check()?;
+        let flush = || self.flush_log();
+        self.log.sync_unless_lost(flush, |error| !is_full(error))
     }
 
     fn flush_log(&self) -> io::Result<()> {
@@ -121,12 +151,40 @@ impl Db {
             let _alone = self.writing.write().unwrap_or_else(|e| e.into_inner());
             mark.lengths()
         });
-        self.rocks
-            .flush_wal(true)
-            .map_err(|e| io::Error::other(e.to_string()))?;
+        self.log_write(WriteBatch::default(), true)?;
         match (&self.mark, lengths) {
             (Some(mark), Some(lengths)) => mark.note(lengths?),
             _ => Ok(()),
+        }
+    }
+
+    /// A sync is an empty write too: in the queue of writes none can fail beside it. One that failed for lack of room
+    /// would make RocksDB take a sync of the same log for a loss, after which it never goes on.
+    fn log_write(&self, batch: WriteBatch, sync: bool) -> Result<()> {
+        self.check()?;
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        self.rocks
+            .write_opt(batch, &options)
+            .map_err(|error| self.write_failed(error.into()))
+    }
+
+    fn write_failed(&self, error: Error) -> Error {
+        if let (true, Some(room)) = (error.is_full(), &self.room) {
+            room.give_up();
+        } else if !error.is_full() && !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(%error, "the database can't be written: every sync fails until the store is opened anew");
+        }
+        error
+    }
+
+    /// What a restart finds of a write that failed is not known, so nothing may be built on either.
+    fn check(&self) -> Result<()> {
+        match self.failed.load(Ordering::Acquire) {
+            true => Err(Error::io("write to the store's database")(
+                io::Error::from_raw_os_error(libc::EIO),
+            )),
+            false => Ok(()),
         }
     }
 
@@ -178,8 +236,9 @@ impl Drop for Db {
     }
 }
 
-fn families() -> [ColumnFamilyDescriptor; 2] {
-    [CATALOG, NAMESPACE].map(|name| ColumnFamilyDescriptor::new(name, family_options()))
+/// RocksDB has a family of its own too, whose buffers count when it asks itself whether there is room.
+fn families() -> [ColumnFamilyDescriptor; 3] {
+    [DEFAULT_COLUMN_FAMILY_NAME, CATALOG, NAMESPACE].map(|name| ColumnFamilyDescriptor::new(name, family_options()))
 }
 
 fn read_only(dir: &Path) -> Result<rocksdb::DB> {

@@ -46,11 +46,20 @@ pub enum Call {
     MakeDir,
     List,
     Space,
+    SetAside,
 }
 
 /// Stands before every call: may count it, delay it, or fail it.
 pub trait Hook: Send + Sync {
     fn before(&self, call: Call) -> io::Result<()>;
+
+    /// Stands between two steps of an operation on the store: may end the process there.
+    fn at(&self, _point: &'static str) {}
+
+    /// May tell of less space than there is.
+    fn space(&self, space: Space) -> Space {
+        space
+    }
 }
 
 /// A way to the backing filesystem. Cheap to clone.
@@ -124,6 +133,13 @@ impl Disk {
         match &self.hook {
             Some(hook) => hook.before(call),
             None => Ok(()),
+        }
+    }
+
+    /// Says that an operation on the store has come to a point between two of its steps.
+    pub fn at(&self, point: &'static str) {
+        if let Some(hook) = &self.hook {
+            hook.at(point);
         }
     }
 
@@ -335,7 +351,36 @@ impl Disk {
 
     pub fn space(&self, path: &Path) -> io::Result<Space> {
         self.before(Call::Space)?;
-        filesystem::space(path)
+        let space = filesystem::space(path)?;
+        Ok(self.hook.as_ref().map_or(space, |hook| hook.space(space)))
+    }
+
+    pub fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.before(Call::Stat)?;
+        path.try_exists()
+    }
+
+    /// Makes an empty file, unless it is there.
+    pub fn touch(&self, path: &Path) -> io::Result<()> {
+        self.before(Call::Create)?;
+        OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        Ok(())
+    }
+
+    /// The size of a file; none when it is not there.
+    pub fn size(&self, path: &Path) -> io::Result<u64> {
+        self.before(Call::Stat)?;
+        match fs::metadata(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+            meta => Ok(meta?.len()),
+        }
+    }
+
+    /// Sets space aside as a file, which may be there in part.
+    pub fn set_aside(&self, path: &Path, len: u64) -> io::Result<()> {
+        self.before(Call::SetAside)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        filesystem::allocate(&file, len)
     }
 }
 

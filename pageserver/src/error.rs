@@ -62,7 +62,7 @@ pub enum Error {
     #[error("{what}: {}", reason(.source))]
     Io { what: String, source: io::Error },
     #[error("the store's database: {0}")]
-    Db(#[from] rocksdb::Error),
+    Db(rocksdb::Error),
 }
 
 const CHECK_HINT: &str = "keep the store as it is: `zenith check` tells what is hit, and what can be repaired";
@@ -97,15 +97,34 @@ impl Error {
                 Some("look into the service's log, mend the disk, then unmount and mount the branch again".into())
             }
             Error::Io { source, .. } => io_hint(source),
-            Error::Db(error) if error.to_string().contains("No space left") => io_hint(&Errno::ENOSPC.into()),
             Error::Db(_) => Some(CHECK_HINT.into()),
         }
+    }
+
+    /// Whether there was no room on the disk, and nothing was lost.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Error::Io { source, .. } if is_full(source))
     }
 
     /// Wraps an I/O error with what was being done: `.map_err(Error::io("open …"))`.
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         let what = what.into();
         move |source| Error::Io { what, source }
+    }
+}
+
+/// Whether an I/O error says that there is no room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+impl From<rocksdb::Error> for Error {
+    /// RocksDB keeps an error's number only as the system's words for it.
+    fn from(error: rocksdb::Error) -> Error {
+        match error.as_ref().contains(Errno::ENOSPC.desc()) {
+            true => Error::io("write to the store's database")(Errno::ENOSPC.into()),
+            false => Error::Db(error),
+        }
     }
 }
 

@@ -111,7 +111,14 @@ impl Layer {
     /// Makes the backing file of a file that inherits blocks; it is not to be seen before it has its size.
     pub fn create_sized_backing(self: &Arc<Layer>, ino: Ino, size: u64) -> io::Result<Arc<Backing>> {
         let half_made = self.path.join(format!("{ino}{HALF_MADE}"));
-        let file = self.disk.create(&half_made)?;
+        let file = match self.disk.create(&half_made) {
+            // Left by an attempt that failed, on a disk that could not even take it back.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                self.disk.remove(&half_made)?;
+                self.disk.create(&half_made)?
+            }
+            created => created?,
+        };
         let shown = self
             .disk
             .set_len(&file, size)

@@ -33,6 +33,8 @@ mod names;
 mod namespace;
 mod parts;
 mod pg;
+mod poison;
+mod room;
 mod shared;
 mod snapshot;
 mod store;

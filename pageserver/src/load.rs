@@ -51,7 +51,11 @@ pub fn sealed(shared: &Shared, catalog: &mut Catalog, layer: Option<LayerId>) ->
         shared.keep_namespace(*id, ns.clone());
     }
     if let (Some(layer), true) = (layer, pending.len() >= IMAGE_EVERY) {
-        leave_image(shared, catalog, layer, &ns)?;
+        match leave_image(shared, catalog, layer, &ns) {
+            // It would only make the next load quicker.
+            Err(error) if error.is_full() => tracing::warn!(%layer, %error, "no image is left behind"),
+            left => left?,
+        }
     }
     Ok(ns)
 }
@@ -61,6 +65,7 @@ fn leave_image(shared: &Shared, catalog: &mut Catalog, layer: LayerId, ns: &Name
     codec::put_image(&shared.db, &mut batch, layer, ns);
     let mut record = catalog.layer(layer)?.clone();
     record.has_image = true;
+    shared.disk.at("image: made");
     catalog.commit(&shared.db, batch, vec![Entry::Layer(layer, Some(record))])
 }
 
@@ -140,6 +145,7 @@ fn end_orphans(shared: &Shared, id: LayerId, below: &Namespace, ns: &mut Namespa
         let mut batch = WriteBatch::default();
         codec::put_changes(&shared.db, &mut batch, id, below, &orphans);
         shared.db.write(batch)?;
+        shared.disk.at("orphans: dropped");
         orphans.into_iter().for_each(|change| ns.apply(change));
     }
     Ok(())

@@ -16,6 +16,8 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::namespace::Namespace;
+use crate::poison::Marks;
+use crate::room::Room;
 use crate::sync_point::is_disk_failure;
 use crate::types::{Ino, LayerId};
 
@@ -31,6 +33,8 @@ const NAMESPACES_MAX: usize = 256;
 pub struct Shared {
     pub disk: Disk,
     pub db: Db,
+    pub room: Arc<Room>,
+    pub poisoned: Marks,
     pub layers_dir: PathBuf,
     inos: Mutex<Lease>,
     namespaces: Mutex<VecDeque<(LayerId, Namespace)>>,
@@ -52,7 +56,14 @@ struct Lease {
 
 impl Shared {
     /// `watch` is a file of the store's filesystem.
-    pub fn open(disk: Disk, db: Db, layers_dir: PathBuf, watch: File) -> Result<Shared> {
+    pub fn open(
+        disk: Disk,
+        db: Db,
+        room: Arc<Room>,
+        poisoned: Marks,
+        layers_dir: PathBuf,
+        watch: File,
+    ) -> Result<Shared> {
         let next = match db.get(CATALOG, INO_KEY)? {
             Some(value) => value.try_into().map(u64::from_le_bytes).map_err(|_| Error::Damaged {
                 what: "the counter of inode numbers can't be read".into(),
@@ -62,6 +73,8 @@ impl Shared {
         Ok(Shared {
             disk,
             db,
+            room,
+            poisoned,
             layers_dir,
             inos: Mutex::new(Lease { next, end: next }),
             namespaces: Mutex::default(),
@@ -176,6 +189,7 @@ impl Shared {
             return;
         }
         for (layer, ino) in doomed {
+            self.disk.at("tidy: about to remove");
             if let Err(error) = layer.remove(ino) {
                 tracing::error!(layer = %layer.id, %ino, %error, "the blocks of a file that is gone can't be removed");
             }

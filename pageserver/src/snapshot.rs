@@ -129,6 +129,7 @@ impl Store {
     fn commit(&self, mut catalog: MutexGuard<'_, Catalog>, entries: Vec<Entry>) -> Result<()> {
         catalog.commit(&self.shared.db, WriteBatch::default(), entries)?;
         drop(catalog);
+        self.at("names: committed");
         self.sync_db()
     }
 
@@ -145,7 +146,9 @@ impl Store {
             _ => self.swap_heads(&timeline, &mut catalog, record)?,
         };
         drop(catalog);
+        self.at("seal: heads swapped");
         timeline.sync_sealed()?;
+        self.at("seal: synced");
         self.keep_parts(layer)?;
         Ok(SnapshotRecord {
             layer,
@@ -166,6 +169,7 @@ impl Store {
         let layer = Layer::create(&self.shared.disk, &self.shared.layers_dir, next)?;
         // Any sync from the swap on may make the new head durable, and a head without its directory can't be loaded.
         layer.sync_names().map_err(Error::io("make a layer durable"))?;
+        self.at("seal: layer made");
         let layer_record = LayerRecord::new(Some(record.head), timeline.id);
         record.head = next;
         let entries = vec![
@@ -186,6 +190,7 @@ impl Store {
         let (timeline, _) = catalog.timeline(&name.branch)?;
         let entry = Entry::Snapshot(timeline, name.tag.clone(), None);
         catalog.commit(&self.shared.db, WriteBatch::default(), vec![entry])?;
+        self.at("destroy: committed");
         self.collect(&mut catalog)?;
         drop(catalog);
         self.sync_db()
@@ -236,6 +241,7 @@ impl Store {
         let mut catalog = self.catalog();
         self.refuse_if_open(id, &name.branch)?;
         let tag = self.replace_head(&mut catalog, id, target, kept, now)?;
+        self.at("checkout: committed");
         self.collect(&mut catalog)?;
         drop(catalog);
         self.sync_db()?;

@@ -5,6 +5,8 @@
 //!   lock        flock'ed by the one process that has the store open
 //!   db/         RocksDB: catalog and namespaces
 //!   layers/     a directory for each layer
+//!   reserve     space for the database on a full disk
+//!   poisoned/   a file for each timeline whose head is poisoned
 //!   lost/       layers with blocks that the database did not know when the store was opened
 //! ```
 
@@ -31,6 +33,8 @@ use crate::names::{BranchName, SnapshotName};
 use crate::namespace::ops::{leave_out, new_inode};
 use crate::namespace::{Change, Namespace, codec};
 use crate::pg::Purpose;
+use crate::poison::{Marks, POISONED_DIR};
+use crate::room::{RESERVE_FILE, Room};
 use crate::shared::Shared;
 use crate::timeline::Timeline;
 use crate::types::*;
@@ -137,12 +141,18 @@ impl Store {
 
     fn open_locked(dir: &Path, disk: Disk, lock: Flock<StdFile>) -> Result<Arc<Store>> {
         let warning = judge(dir)?;
-        let db = Db::open(&dir.join(DB_DIR), false)?;
+        let room = room(dir, &disk)?;
+        let db = Db::open(&dir.join(DB_DIR), false, Some(room.clone()))?;
         let catalog = Catalog::load(&db)?;
+        let poisoned = Marks {
+            disk: disk.clone(),
+            dir: dir.join(POISONED_DIR),
+        };
         let watch = lock.try_clone().map_err(Error::io("watch the store's filesystem"))?;
+        let shared = Shared::open(disk, db, room, poisoned, dir.join(LAYERS_DIR), watch)?;
         let store = Store {
             dir: dir.into(),
-            shared: Arc::new(Shared::open(disk, db, dir.join(LAYERS_DIR), watch)?),
+            shared: Arc::new(shared),
             changing: Mutex::default(),
             catalog: Mutex::new(catalog),
             timelines: Mutex::default(),
@@ -153,6 +163,7 @@ impl Store {
             lock,
         };
         store.sweep()?;
+        store.shared.room.refill();
         Ok(Arc::new(store))
     }
 
@@ -160,9 +171,9 @@ impl Store {
         &self.dir
     }
 
-    /// Space of the filesystem under the store.
+    /// Space of the filesystem under the store, without its reserve.
     pub fn space(&self) -> Result<Space> {
-        let space = self.shared.disk.space(&self.dir);
+        let space = self.shared.room.space();
         space.map_err(Error::io(format!("look at {}", self.dir.display())))
     }
 
@@ -253,9 +264,12 @@ impl Store {
             Entry::Layer(head, Some(LayerRecord::new(base, id))),
             Entry::Timeline(id, Some(record)),
         ];
+        self.at("branch: head made");
         catalog.commit(&self.shared.db, batch, entries)?;
         drop(catalog);
+        self.at("branch: committed");
         self.sync_db()?;
+        self.at("branch: synced");
         Ok(info)
     }
 
@@ -276,6 +290,7 @@ impl Store {
         };
         let id = LayerId(catalog.next_number());
         let layer = Layer::create(&self.shared.disk, &self.shared.layers_dir, id)?;
+        self.at("head: layer made");
         layer.sync_names().map_err(Error::io("make a layer durable"))?;
         let mut batch = WriteBatch::default();
         codec::put_changes(&self.shared.db, &mut batch, id, &below, &changes);
@@ -291,10 +306,12 @@ impl Store {
             return Err(Error::Busy { name: name.to_string() });
         }
         self.refuse_destroying_branch(&catalog, name)?;
+        self.unpoison(id)?;
         let mut entries = vec![Entry::Timeline(id, None)];
         let own = catalog.snapshots().filter(|(timeline, ..)| *timeline == id);
         entries.extend(own.map(|(_, tag, _)| Entry::Snapshot(id, tag.clone(), None)));
         catalog.commit(&self.shared.db, WriteBatch::default(), entries)?;
+        self.at("destroy: committed");
         self.collect(&mut catalog)?;
         drop(catalog);
         self.sync_db()
@@ -327,18 +344,29 @@ impl Store {
         }
     }
 
-    /// The branch's timeline, loaded when nobody holds it.
+    /// The branch's timeline, loaded when nobody holds it. One that was poisoned starts anew with that.
     pub fn timeline(&self, name: &BranchName) -> Result<Arc<Timeline>> {
-        self.timeline_with(name, Orphans::End)
+        self.timeline_with(name, Orphans::End, |id| self.unpoison(id).map(|()| false))
     }
 
     /// The timeline of a branch whose mount has outlived the process that served it: files without a name stay, as the mount may
-    /// hold them.
+    /// hold them, and what was poisoned stays poisoned.
     pub fn resumed_timeline(&self, name: &BranchName) -> Result<Arc<Timeline>> {
-        self.timeline_with(name, Orphans::Stay)
+        self.timeline_with(name, Orphans::Stay, |id| Ok(self.shared.poisoned.is_set(id)))
     }
 
-    fn timeline_with(&self, name: &BranchName, orphans: Orphans) -> Result<Arc<Timeline>> {
+    fn unpoison(&self, id: TimelineId) -> Result<()> {
+        let cleared = self.shared.poisoned.clear(id);
+        cleared.map_err(Error::io("take the mark of a poisoned branch away"))
+    }
+
+    /// `is_poisoned` tells, of one that is not in memory, how it starts.
+    fn timeline_with(
+        &self,
+        name: &BranchName,
+        orphans: Orphans,
+        is_poisoned: impl FnOnce(TimelineId) -> Result<bool>,
+    ) -> Result<Arc<Timeline>> {
         let mut catalog = self.catalog();
         let (id, record) = catalog.timeline(name)?;
         let head = record.head;
@@ -347,7 +375,9 @@ impl Store {
             return Ok(timeline);
         }
         let loaded = load::head(&self.shared, &mut catalog, head, orphans)?;
-        let timeline = Arc::new(Timeline::new(id, name.clone(), self.shared.clone(), head, loaded));
+        let poisoned = is_poisoned(id)?;
+        let timeline = Timeline::new(id, name.clone(), self.shared.clone(), head, loaded, poisoned);
+        let timeline = Arc::new(timeline);
         timelines.insert(id, Arc::downgrade(&timeline));
         Ok(timeline)
     }
@@ -357,9 +387,10 @@ impl Store {
         self.lock.metadata().is_ok_and(|lock| lock.nlink() == 0)
     }
 
-    /// Frees what files that are gone have left; to be called every now and then.
+    /// Frees what files that are gone have left, and makes the reserve again; to be called every now and then.
     pub fn tidy(&self) {
         self.shared.tidy();
+        self.shared.room.refill();
     }
 
     pub(crate) fn is_open(&self, id: TimelineId) -> bool {
@@ -375,7 +406,7 @@ impl Store {
             return Ok(view);
         }
         let ns: Namespace = load::sealed(&self.shared, &mut catalog, Some(layer))?;
-        let view = View::sealed(&self.shared.disk, self.shared.layers_dir.clone(), layer, ns);
+        let view = View::sealed(&self.shared, layer, ns);
         let view = Arc::new(view);
         views.insert(layer, Arc::downgrade(&view));
         Ok(view)
@@ -394,9 +425,11 @@ impl Store {
             }
             let entries = unneeded.iter().map(|id| Entry::Layer(*id, None)).collect();
             catalog.commit(&self.shared.db, batch, entries)?;
+            self.at("collect: committed");
             // The blocks go only when the catalog can't come back with their layer.
             self.sync_db()?;
             for id in unneeded {
+                self.at("collect: about to remove");
                 self.sealed_bytes().remove(&id);
                 self.wal_bytes().remove(&id);
                 self.remove_layer_dir(id)?;
@@ -420,6 +453,7 @@ impl Store {
             if let Some(id) = layer_of_name(&name)
                 && catalog.layer(id).is_err()
             {
+                self.at("sweep: about to remove");
                 self.sweep_layer(id, catalog.is_past(id))?;
             }
         }
@@ -453,6 +487,11 @@ impl Store {
     /// Makes durable what an earlier life of the store has written; whatever is to be durable waits for that.
     pub fn settle(&self) -> Result<()> {
         self.shared.settle().map_err(Error::io(SETTLE))
+    }
+
+    /// See [`crate::Hook::at`].
+    pub(crate) fn at(&self, point: &'static str) {
+        self.shared.disk.at(point);
     }
 
     pub(crate) fn sync_db(&self) -> Result<()> {
@@ -515,7 +554,7 @@ fn refuse_filled(dir: &Path, disk: &Disk) -> Result<()> {
 
 /// Whether [`fill`] makes something of that name.
 fn is_part(name: &OsStr) -> bool {
-    [HALF_MADE, PROBE_FILE, LAYERS_DIR, DB_DIR]
+    [HALF_MADE, PROBE_FILE, LAYERS_DIR, DB_DIR, RESERVE_FILE]
         .iter()
         .any(|part| name == *part)
 }
@@ -548,11 +587,16 @@ fn fill(dir: &Path, disk: &Disk) -> Result<Option<String>> {
     let layers = dir.join(LAYERS_DIR);
     disk.make_dir(&layers)
         .map_err(Error::io(format!("make {}", layers.display())))?;
-    Db::open(&dir.join(DB_DIR), true)?
+    Db::open(&dir.join(DB_DIR), true, Some(room(dir, disk)?))?
         .sync()
         .map_err(Error::io("sync the store's database"))?;
     write_format(dir, disk).map_err(Error::io(format!("write {}", dir.join(FORMAT_FILE).display())))?;
     Ok(warning)
+}
+
+fn room(dir: &Path, disk: &Disk) -> Result<Arc<Room>> {
+    let room = Room::open(disk.clone(), dir).map_err(Error::io(format!("look at {}", dir.display())))?;
+    Ok(Arc::new(room))
 }
 
 /// Refuses a filesystem that can't hold a store; returns what the user must know of one that can.

@@ -34,6 +34,15 @@ impl SyncPoint {
 
     /// Returns once everything noted before the call is durable, by `flush` or by somebody else's flush.
     pub fn sync(&self, flush: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        self.sync_unless_lost(flush, is_disk_failure)
+    }
+
+    /// As [`SyncPoint::sync`], for a flush that can tell by its error whether bytes were `lost`.
+    pub fn sync_unless_lost(
+        &self,
+        flush: impl FnOnce() -> io::Result<()>,
+        lost: impl FnOnce(&io::Error) -> bool,
+    ) -> io::Result<()> {
         let goal = self.changes();
         self.check()?;
         if self.durable.load(Ordering::Acquire) >= goal {
@@ -48,7 +57,7 @@ impl SyncPoint {
         match flush() {
             Ok(()) => self.durable_up_to(covered),
             Err(e) => {
-                self.failed.fetch_or(is_disk_failure(&e), Ordering::AcqRel);
+                self.failed.fetch_or(lost(&e), Ordering::AcqRel);
                 return Err(e);
             }
         }

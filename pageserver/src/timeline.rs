@@ -111,13 +111,14 @@ impl Timeline {
         shared: Arc<Shared>,
         layer: LayerId,
         loaded: LoadedHead,
+        poisoned: bool,
     ) -> Timeline {
         let layer = Layer::open(&shared.disk, &shared.layers_dir, layer);
         Timeline {
             id,
             name,
             losses: shared.losses(),
-            view: View::head(&shared.disk, shared.layers_dir.clone(), layer.clone(), loaded.ns),
+            view: View::head(&shared, layer.clone(), loaded.ns),
             shared,
             head: RwLock::new(Head {
                 layer,
@@ -126,7 +127,7 @@ impl Timeline {
                 touched: Mutex::default(),
             }),
             sealing: Mutex::default(),
-            poisoned: AtomicBool::new(false),
+            poisoned: AtomicBool::new(poisoned),
         }
     }
 
@@ -189,6 +190,7 @@ impl Timeline {
         request: impl Into<Request<'r>>,
     ) -> FsResult<Attr> {
         let request = request.into();
+        self.take_room_for_name(parent)?;
         let ino = self.shared.new_ino().map_err(|e| self.db_failed(&e))?;
         self.mutate(&request, |ns| {
             ops::create(ns, Place { parent, name }, ino, node, request.now)
@@ -197,8 +199,15 @@ impl Timeline {
 
     pub fn link<'r>(&self, ino: Ino, parent: Ino, name: &OsStr, request: impl Into<Request<'r>>) -> FsResult<Attr> {
         let request = request.into();
+        self.take_room_for_name(parent)?;
         let attr = self.mutate(&request, |ns| ops::link(ns, ino, Place { parent, name }, request.now))?;
         Ok(self.view.current(attr))
+    }
+
+    /// Only names that come ask for room. Those that go or move pass on a full disk too, out of the reserve.
+    fn take_room_for_name(&self, parent: Ino) -> FsResult<()> {
+        let taken = self.shared.room.take(BLOCK);
+        taken.map_err(|e| self.failed("make a name in", parent, &e))
     }
 
     /// Returns the inode that lost a name; without any it lives on until [`Timeline::forget`].
@@ -283,11 +292,18 @@ impl Timeline {
     }
 
     fn write_blocks(&self, head: &Head, file: &Arc<File>, bytes: std::ops::Range<u64>, data: &[u8]) -> io::Result<()> {
+        let room = self.shared.room.take(data.len() as u64);
         let content = file.shared()?;
         if content.can_overwrite(head.layer.id, bytes.clone()) {
+            if let Err(full) = room
+                && !content.is_in_place(bytes.clone())?
+            {
+                return Err(full);
+            }
             return content.overwrite(data, bytes.start);
         }
         drop(content);
+        room?;
         let mut content = file.alone()?;
         head.touch(file);
         content.write(head.target(file.ino), data, bytes.start)
@@ -344,6 +360,11 @@ impl Timeline {
         let head = self.head();
         let zeroed = file.alone().and_then(|mut content| {
             head.touch(&file);
+            if content.parts.len() > 1 {
+                self.shared
+                    .room
+                    .take(content.size.min(bytes.end).saturating_sub(bytes.start))?;
+            }
             content.zero(head.target(ino), bytes)
         });
         zeroed.map_err(|e| self.failed("punch", ino, &e))?;
@@ -410,24 +431,25 @@ impl Timeline {
             return Err(Errno::EIO);
         }
         let data = self.view.files.get(ino).map_or(Ok(()), |file| file.sync());
-        self.shared
-            .settle()
-            .and(data)
-            .and_then(|()| self.shared.db.sync())
-            .map_err(|e| {
-                self.poison_after(&e);
-                self.failed("sync", ino, &e)
-            })
+        self.shared.settle().and(data).map_err(|e| {
+            self.poison_after(&e);
+            self.failed("sync", ino, &e)
+        })?;
+        self.sync_db().map_err(|e| self.db_failed(&e))
+    }
+
+    fn sync_db(&self) -> Result<()> {
+        self.shared.db.sync().map_err(Error::io("sync the store's database"))
     }
 
     /// Makes everything durable, as an unmount does.
     pub fn sync_all(&self) -> Result<()> {
         self.sync_sealed()?;
         let layer = self.head().layer.clone();
-        layer
-            .sync()
-            .and_then(|()| self.shared.db.sync())
-            .map_err(|e| self.sync_failed(&layer, e))?;
+        layer.sync().map_err(|e| self.sync_failed(&layer, e))?;
+        self.sync_db().inspect_err(|e| {
+            self.db_failed(e);
+        })?;
         self.shared.tidy();
         Ok(())
     }
@@ -475,7 +497,14 @@ impl Timeline {
 
     /// Takes no sync for true any more, after an error that can mean that bytes were lost.
     fn poison_after(&self, error: &io::Error) {
-        if is_disk_failure(error) && !self.poisoned.swap(true, Ordering::AcqRel) {
+        if is_disk_failure(error) {
+            self.poison();
+        }
+    }
+
+    fn poison(&self) {
+        if !self.poisoned.swap(true, Ordering::AcqRel) {
+            self.shared.poisoned.set(self.id);
             tracing::error!(branch = %self.name, "a write to disk failed: every sync fails until the branch is mounted anew");
         }
     }
@@ -488,12 +517,14 @@ impl Timeline {
         errno
     }
 
+    /// Logs an error of the database. For lack of room it has lost nothing; after any other, what it has is not known.
     fn db_failed(&self, error: &Error) -> Errno {
         tracing::error!(branch = %self.name, %error, "the store's database failed");
-        match error.to_string().contains("No space left") {
-            true => Errno::ENOSPC,
-            false => Errno::EIO,
+        if error.is_full() {
+            return Errno::ENOSPC;
         }
+        self.poison();
+        Errno::EIO
     }
 
     // Life and death
@@ -544,6 +575,7 @@ impl Timeline {
         let mut head = self.head.write().unwrap_or_else(|e| e.into_inner());
         self.fold(&head);
         let committed = commit()?;
+        self.shared.disk.at("seal: committed");
         let frozen = self.view.ns().clone();
         self.shared.keep_namespace(head.layer.id, frozen.clone());
         self.view.put_on_top(next.clone());

@@ -15,10 +15,13 @@ use crate::file::File;
 use crate::file_table::FileTable;
 use crate::layer::{Backing, Layer};
 use crate::namespace::{Inode, Namespace};
+use crate::room::Room;
+use crate::shared::Shared;
 use crate::types::{Attr, DirEntry, Ino, Kind, LayerId, Seek, Space};
 
 pub struct View {
     disk: Disk,
+    room: Arc<Room>,
     layers_dir: PathBuf,
     /// The layer on top; in a timeline's view it moves with every seal.
     top: AtomicU64,
@@ -31,10 +34,11 @@ pub struct View {
 
 impl View {
     /// The view of a sealed layer.
-    pub(crate) fn sealed(disk: &Disk, layers_dir: PathBuf, layer: LayerId, ns: Namespace) -> View {
+    pub(crate) fn sealed(shared: &Shared, layer: LayerId, ns: Namespace) -> View {
         View {
-            disk: disk.clone(),
-            layers_dir,
+            disk: shared.disk.clone(),
+            room: shared.room.clone(),
+            layers_dir: shared.layers_dir.clone(),
             top: AtomicU64::new(layer.0),
             writable: false,
             ns: RwLock::new(ns),
@@ -44,8 +48,8 @@ impl View {
     }
 
     /// The view of a head.
-    pub(crate) fn head(disk: &Disk, layers_dir: PathBuf, head: Arc<Layer>, ns: Namespace) -> View {
-        let mut view = View::sealed(disk, layers_dir, head.id, ns);
+    pub(crate) fn head(shared: &Shared, head: Arc<Layer>, ns: Namespace) -> View {
+        let mut view = View::sealed(shared, head.id, ns);
         view.writable = true;
         view.put_on_top(head);
         view
@@ -142,9 +146,9 @@ impl View {
         found.map_err(|e| self.failed("seek", ino, &e))?.ok_or(Errno::ENXIO)
     }
 
-    /// Space and files of the filesystem that the store lies on.
+    /// Space and files of the filesystem that the store lies on, without the store's reserve.
     pub fn space(&self) -> FsResult<Space> {
-        let space = self.disk.space(&self.layers_dir);
+        let space = self.room.space();
         space.map_err(|e| self.failed("statfs", Ino::ROOT, &e))
     }
 

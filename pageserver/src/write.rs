@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::block_map::{BlockMap, HOLE, PARTS_MAX};
 use crate::file::{Content, Part};
 use crate::layer::{Backing, Layer};
-use crate::types::{BLOCK, Ino, LayerId};
+use crate::types::{BLOCK, Ino, LayerId, Seek};
 
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
@@ -41,6 +41,21 @@ impl Content {
     /// Whether a write of these bytes needs nothing but the bytes written: see [`Content::overwrite`].
     pub fn can_overwrite(&self, layer: LayerId, bytes: Range<u64>) -> bool {
         self.head(layer).is_some() && bytes.end <= self.size && self.edges(bytes).into_iter().flatten().next().is_none()
+    }
+
+    /// Whether the head has all blocks of a range that it can overwrite, so that a write there takes no room.
+    pub fn is_in_place(&self, bytes: Range<u64>) -> io::Result<bool> {
+        match (&self.map, self.parts.last()) {
+            (Some(map), _) => Ok(map.runs(bytes).all(|(slot, _)| slot == self.head_slot())),
+            (None, Some(head)) => {
+                let hole = head
+                    .backing
+                    .disk()
+                    .seek(head.backing.file()?, bytes.start, Seek::Hole)?;
+                Ok(hole.is_some_and(|hole| hole >= bytes.end))
+            }
+            (None, None) => Ok(false),
+        }
     }
 
     /// Writes into the head's backing file, below the file's end. Blocks the head lacked are the head's from then on.

@@ -19,6 +19,8 @@ const NOW: Time = Time {
 struct Door {
     calls: Mutex<HashMap<Call, usize>>,
     failing: Mutex<Option<(Call, i32)>>,
+    /// What the disk is said to have left.
+    available: Mutex<Option<u64>>,
 }
 
 impl Hook for Door {
@@ -28,6 +30,20 @@ impl Hook for Door {
             Some((failing, errno)) if failing == call => Err(io::Error::from_raw_os_error(errno)),
             _ => Ok(()),
         }
+    }
+
+    fn space(&self, space: Space) -> Space {
+        let available = *self.available.lock().expect("unpoisoned");
+        available.map_or(space, |available| Space { available, ..space })
+    }
+}
+
+fn a_file() -> NewNode {
+    NewNode {
+        kind: NewKind::File,
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
     }
 }
 
@@ -60,13 +76,7 @@ impl Bench {
     }
 
     fn file(&self, name: &str, len: usize) -> Ino {
-        let node = NewNode {
-            kind: NewKind::File,
-            mode: 0o600,
-            uid: 0,
-            gid: 0,
-        };
-        let attr = self.timeline.create(Ino::ROOT, OsStr::new(name), node, NOW);
+        let attr = self.timeline.create(Ino::ROOT, OsStr::new(name), a_file(), NOW);
         let ino = attr.expect("create").ino;
         if len > 0 {
             assert_eq!(self.timeline.write(ino, 0, &vec![1; len], None), Ok(len));
@@ -271,6 +281,149 @@ fn a_full_disk_is_told_and_costs_nothing_that_was_there() {
     bench.timeline.fsync(ino).expect("room again: nothing is poisoned");
 }
 
+/// More than any reserve leaves free.
+const MUCH: u64 = 2 << 30;
+
+impl Bench {
+    /// A disk that says it is full, which files learn when they have used up what they were granted.
+    fn full(name: &str) -> (Bench, Ino, Ino) {
+        let bench = Bench::new(name);
+        let (written, sparse) = (bench.file("written", 65536), bench.file("sparse", 4096));
+        let longer = SetAttr {
+            size: Some(65536),
+            ..SetAttr::default()
+        };
+        bench.timeline.setattr(sparse, longer, NOW).expect("grown");
+        *bench.door.available.lock().expect("unpoisoned") = Some(0);
+        let all = bench.timeline.fallocate(written, Fallocate::KeepSize, 0, 1, NOW);
+        assert_eq!(all, Err(Errno::ENOSPC));
+        bench.overwrite_until_asked(sparse);
+        (bench, written, sparse)
+    }
+
+    /// Writes over a file's first block until what was granted is used up.
+    fn overwrite_until_asked(&self, ino: Ino) {
+        self.asked();
+        while self.asked() == 0 {
+            assert_eq!(self.timeline.write(ino, 0, &[1; 4096], None), Ok(4096));
+        }
+    }
+
+    /// How often the disk was asked for its space since the last look.
+    fn asked(&self) -> usize {
+        let calls = std::mem::take(&mut *self.door.calls.lock().expect("unpoisoned"));
+        calls.get(&Call::Space).copied().unwrap_or(0)
+    }
+}
+
+#[test]
+fn what_takes_room_is_refused_before_the_reserve_is_used() {
+    let (bench, written, sparse) = Bench::full("reserve");
+    let full = Err(Errno::ENOSPC);
+    assert_eq!(bench.timeline.write(written, 65536, &[2; 4096], None), full, "growth");
+    assert_eq!(bench.timeline.write(sparse, 8192, &[2; 4096], None), full, "a hole");
+    let made = bench.timeline.create(Ino::ROOT, OsStr::new("more"), a_file(), NOW);
+    assert_eq!(made.map(|_| 0), full, "a name");
+    bench.snapshot("s").expect("a snapshot takes what is kept back");
+    assert_eq!(
+        bench.timeline.write(written, 0, &[2; 4096], None),
+        full,
+        "an inherited block"
+    );
+    assert_eq!(bench.timeline.fsync(written), Ok(()), "nothing was lost");
+    *bench.door.available.lock().expect("unpoisoned") = Some(MUCH);
+    assert_eq!(
+        bench.timeline.write(written, 0, &[2; 4096], None),
+        Ok(4096),
+        "room again"
+    );
+}
+
+#[test]
+fn what_the_head_has_is_overwritten_on_a_full_disk_too_and_names_go() {
+    let (bench, written, sparse) = Bench::full("in-place");
+    assert_eq!(bench.timeline.write(written, 4096, &[3; 8192], None), Ok(8192));
+    assert_eq!(bench.timeline.write(written, 5000, &[4; 10], None), Ok(10));
+    bench
+        .timeline
+        .rename(
+            Ino::ROOT,
+            OsStr::new("sparse"),
+            Ino::ROOT,
+            OsStr::new("gone"),
+            Rename::Replace,
+            NOW,
+        )
+        .expect("renamed");
+    bench
+        .timeline
+        .unlink(Ino::ROOT, OsStr::new("gone"), NOW)
+        .expect("unlinked");
+    bench.timeline.forget(sparse);
+    *bench.door.available.lock().expect("unpoisoned") = Some(MUCH);
+    bench.snapshot("s").expect("a snapshot");
+    assert_eq!(bench.timeline.write(written, 0, &[5; 4096], None), Ok(4096));
+    *bench.door.available.lock().expect("unpoisoned") = Some(0);
+    bench.overwrite_until_asked(written);
+}
+
+#[test]
+fn the_reserve_file_goes_when_the_database_needs_it_and_comes_back() {
+    let bench = Bench::new("reserve-file");
+    let reserve = bench.dir.join("reserve");
+    let held = std::fs::metadata(&reserve).expect("a reserve").len();
+    let space = bench.store.space().expect("space");
+    let available = |bytes| *bench.door.available.lock().expect("unpoisoned") = Some(bytes);
+    available(MUCH);
+    let with_file = bench.store.space().expect("space").available;
+    assert!(
+        with_file < MUCH && space.total > with_file,
+        "a part of the reserve is left free"
+    );
+    available(1 << 20);
+    bench.snapshot("s").expect("a snapshot");
+    assert!(!reserve.exists(), "given up");
+    available(MUCH);
+    assert_eq!(
+        bench.store.space().expect("space").available,
+        with_file - held,
+        "it is kept free then"
+    );
+    bench.store.tidy();
+    assert_eq!(std::fs::metadata(&reserve).expect("made again").len(), held);
+}
+
+#[test]
+fn a_poisoned_head_outlives_the_service_and_not_a_mount_anew() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cost-poison-mark-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    Store::create(&dir, Disk::new()).expect("make a store");
+    let door = Arc::new(Door::default());
+    let open = || Store::open(&dir, Disk::new().with_hook(door.clone())).expect("opened");
+    let main: BranchName = "main".parse().expect("a name");
+    let store = open();
+    store.create_branch(&main, &Start::Empty, (0, 0), NOW).expect("made");
+    let timeline = store.timeline(&main).expect("loaded");
+    let ino = timeline
+        .create(Ino::ROOT, OsStr::new("a"), a_file(), NOW)
+        .expect("made")
+        .ino;
+    assert_eq!(timeline.write(ino, 0, &[1; 4096], None), Ok(4096));
+    *door.failing.lock().expect("unpoisoned") = Some((Call::SyncData, libc::EIO));
+    assert_eq!(timeline.fsync(ino), Err(Errno::EIO));
+    *door.failing.lock().expect("unpoisoned") = None;
+    drop((timeline, store));
+    let synced = |load: fn(&Store, &BranchName) -> Result<Arc<Timeline>>| {
+        let store = open();
+        load(&store, &main).expect("loaded").fsync(ino)
+    };
+    assert_eq!(synced(Store::resumed_timeline), Err(Errno::EIO), "taken over");
+    assert_eq!(synced(Store::resumed_timeline), Err(Errno::EIO), "and again");
+    assert_eq!(synced(Store::timeline), Ok(()), "mounted anew");
+    assert_eq!(synced(Store::resumed_timeline), Ok(()), "the mark is gone");
+    std::fs::remove_dir_all(&dir).expect("removed");
+}
+
 #[test]
 fn a_failed_read_is_an_error_not_zeros() {
     let bench = Bench::new("read-error");
@@ -359,33 +512,38 @@ fn what_was_written_and_let_go_of_is_durable_before_it_is_taken_for_that() {
         .create_branch(&other, &Start::Empty, (0, 0), NOW)
         .expect("made");
     bench.timeline = bench.store.timeline(&other).expect("loaded");
-    let (loaded, calls) = bench.calls(|| bench.store.timeline(&main).expect("loaded"));
-    assert_eq!(syncs(&calls), 1, "nobody had synced it");
+    let loaded = bench.store.timeline(&main).expect("loaded");
     let ino = loaded.view().lookup(Ino::ROOT, OsStr::new("a")).expect("there").ino;
+    let (_, calls) = bench.calls(|| loaded.fsync(ino).expect("synced"));
+    assert_eq!(syncs(&calls), 1, "nobody had synced it");
     assert_eq!(loaded.write(ino, 0, &[3; 8192], None), Ok(8192));
     loaded.sync_all().expect("synced");
     drop(loaded);
-    let (_, calls) = bench.calls(|| bench.store.timeline(&main).expect("loaded"));
+    let loaded = bench.store.timeline(&main).expect("loaded");
+    let (_, calls) = bench.calls(|| loaded.fsync(ino).expect("synced"));
     assert_eq!(syncs(&calls), 0, "all of it is known to be durable");
 }
 
 #[test]
-fn what_a_killed_service_has_written_is_made_durable_when_the_store_is_opened() {
+fn what_a_killed_service_has_written_is_made_durable_before_anything_is_taken_for_that() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cost-reopen-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
     Store::create(&dir, Disk::new()).expect("make a store");
-    let door = Arc::new(Door::default());
-    let disk = || Disk::new().with_hook(door.clone());
-    let store = Store::open(&dir, disk()).expect("opened");
-    assert_eq!(syncs(&door.calls.lock().expect("unpoisoned")), 1);
+    let main = "main".parse().expect("a name");
+    let store = Store::open(&dir, Disk::new()).expect("opened");
+    store.create_branch(&main, &Start::Empty, (0, 0), NOW).expect("made");
     drop(store);
+    let door = Arc::new(Door::default());
+    let store = Store::open(&dir, Disk::new().with_hook(door.clone())).expect("opened");
+    let timeline = store.timeline(&main).expect("loaded");
     *door.failing.lock().expect("unpoisoned") = Some((Call::SyncAll, libc::EIO));
-    assert!(
-        Store::open(&dir, disk()).is_err(),
-        "what could not be synced is not served"
-    );
+    assert_eq!(timeline.fsync(Ino::ROOT), Err(Errno::EIO));
     *door.failing.lock().expect("unpoisoned") = None;
-    Store::open(&dir, disk()).expect("opened");
+    assert_eq!(timeline.fsync(Ino::ROOT), Err(Errno::EIO), "what was lost stays lost");
+    drop(timeline);
+    let timeline = store.timeline(&main).expect("loaded");
+    assert_eq!(timeline.fsync(Ino::ROOT), Ok(()), "it was loaded from what is there");
+    drop((timeline, store));
     std::fs::remove_dir_all(&dir).expect("removed");
 }
 

@@ -27,9 +27,7 @@ impl Manager<'_> {
     fn of(sandbox: &Sandbox) -> Manager<'_> {
         let address = std::env::temp_dir().join(format!("zenith-manager-{}", std::process::id()));
         let socket = UnixDatagram::bind(&address).expect("an address");
-        socket
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .expect("a limit");
+        socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
         Manager {
             sandbox,
             socket,
@@ -72,7 +70,12 @@ impl Manager<'_> {
         let mut text = [0; 1024];
         let mut control = cmsg_space!([RawFd; 4]);
         let mut room = [IoSliceMut::new(&mut text)];
-        let received = recvmsg::<()>(self.socket.as_raw_fd(), &mut room, Some(&mut control), MsgFlags::empty());
+        let received = recvmsg::<()>(
+            self.socket.as_raw_fd(),
+            &mut room,
+            Some(&mut control),
+            MsgFlags::empty(),
+        );
         let received = received.expect("a message in time");
         let mut fds = Vec::new();
         for control in received.cmsgs().expect("whole") {

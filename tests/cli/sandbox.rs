@@ -125,12 +125,12 @@ impl Sandbox {
 
     /// Ends the service at once, as a crash would. Its keeper starts the next one.
     pub fn kill_service(&self) {
-        processes::kill_service(&self.store());
+        processes::kill_service(self.store());
     }
 
     /// Ends the service and its keeper at once.
     pub fn kill_with_keeper(&self) {
-        processes::kill_with_keeper(&self.store());
+        processes::kill_with_keeper(self.store());
     }
 
     /// Where a killed service had mounted the cluster it was making.

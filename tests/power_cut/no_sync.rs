@@ -1,8 +1,8 @@
 //! A library to be loaded before libc, which takes one of zenith's syncs out: the mutants of the power-cut tests.
 //!
 //! `NO_SYNC_BELOW` is the store, `NO_SYNC_OF` what of it is not synced: `data` (the files of the layers, by fdatasync or
-//! syncfs), `names` (the layers' directories), `log` (RocksDB's log), or `settling` (all layers at
-//! once, when the store is opened).
+//! syncfs), `names` (the layers' directories), `log` (RocksDB's log), or `settling` (what an earlier
+//! process has written: the whole filesystem, by the descriptor of the store's lock).
 
 use std::ffi::{c_int, c_long};
 use std::path::{Path, PathBuf};
@@ -47,11 +47,12 @@ fn is_left_out(call: c_long, fd: c_int) -> bool {
     let store = PathBuf::from(store);
     let in_layers = path.starts_with(store.join("layers"));
     let is_dir = path.is_dir();
+    let settles = call == libc::SYS_syncfs && path == store.join("lock");
     match what.to_str() {
-        Some("data") => in_layers && (call == libc::SYS_syncfs || !is_dir),
+        Some("data") => settles || in_layers && (call == libc::SYS_syncfs || !is_dir),
         Some("names") => in_layers && is_dir && call != libc::SYS_syncfs,
         Some("log") => is_log(&path, &store),
-        Some("settling") => call == libc::SYS_syncfs && path == store.join("layers"),
+        Some("settling") => settles,
         _ => false,
     }
 }

@@ -81,6 +81,11 @@ impl Cluster {
         );
     }
 
+    #[allow(dead_code, reason = "tests take what they need")]
+    pub fn is_running(&self) -> bool {
+        !self.processes().is_empty()
+    }
+
     /// The first column of the first row.
     pub fn sql(&self, statement: &str) -> String {
         self.run(
@@ -182,10 +187,13 @@ impl Cluster {
         }
     }
 
-    /// All processes of the server: their working directory is its data directory.
+    /// All processes of the server: their working directory is its data directory. That of a process which hangs on a
+    /// dead mount can't be asked for, so only those of a server are.
     fn processes(&self) -> Vec<Pid> {
         let entries = fs::read_dir("/proc").expect("there is a /proc").flatten();
-        let ours = entries.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|dir| dir == self.data));
+        let servers =
+            entries.filter(|entry| fs::read(entry.path().join("comm")).is_ok_and(|name| name == b"postgres\n"));
+        let ours = servers.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|dir| dir == self.data));
         ours.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
             .map(Pid::from_raw)
             .collect()

@@ -24,6 +24,18 @@ impl Store {
         fs::create_dir(&mounts).expect("a directory for the mounts");
         fs::set_permissions(&mounts, fs::Permissions::from_mode(0o711)).expect("others may pass");
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique);
+        Store::made(dir, mounts)
+    }
+
+    /// A store in a directory below one of the caller's.
+    pub fn within(parent: &Path, name: &str) -> Store {
+        let mounts = parent.join(format!("{name}-mounts"));
+        fs::create_dir(&mounts).expect("a directory for the mounts");
+        fs::set_permissions(&mounts, fs::Permissions::from_mode(0o711)).expect("others may pass");
+        Store::made(parent.join(name), mounts)
+    }
+
+    fn made(dir: PathBuf, mounts: PathBuf) -> Store {
         let store = Store { dir, mounts };
         store.zenith(&["init", "--empty"]);
         store

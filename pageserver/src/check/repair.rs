@@ -50,7 +50,7 @@ pub fn closed(dir: &Path, disk: &Disk, findings: &mut [Finding]) -> Result<()> {
     if findings.iter().any(is_cut) {
         put_log_aside(dir, disk)?;
     }
-    let db = Db::open(&dir.join(DB_DIR), false)?;
+    let db = Db::open(&dir.join(DB_DIR), false, None)?;
     let mut catalog = Catalog::read(&db, |_| Ok(()))?;
     for finding in findings {
         if let Some(repair) = &finding.repair {

@@ -158,10 +158,11 @@ fn run(dir: &Path, fault: Fault) -> (usize, usize) {
     (fault.calls.load(Ordering::Relaxed), refused)
 }
 
-/// What may still fail when nothing of the disk does: syncs and seals of a head that is poisoned.
+/// What may still fail when nothing of the disk does: syncs and seals of a head that is poisoned, and a growth that has to
+/// sync a file's last block first.
 fn is_of_poison(step: &Step, error: &str) -> bool {
     match step {
-        Step::Sync(..) => error == "EIO",
+        Step::Sync(..) | Step::Write(..) | Step::Resize(..) => error == "EIO",
         _ => error.contains("an earlier write to disk failed"),
     }
 }

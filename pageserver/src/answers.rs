@@ -24,6 +24,11 @@ fn key(timeline: TimelineId, number: u64) -> Vec<u8> {
     format!("{}{number:016x}", prefix(timeline)).into_bytes()
 }
 
+/// Whether a record is a result.
+pub fn is_one(key: &[u8], value: &[u8]) -> bool {
+    key.starts_with(b"answer/") && value.len() == size_of::<Ino>()
+}
+
 /// Adds the result of a change to its batch.
 pub fn put(db: &Db, batch: &mut WriteBatch, timeline: TimelineId, request: &Request, about: Ino) {
     if let Some(last) = request.last.and_then(Cell::get) {

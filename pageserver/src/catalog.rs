@@ -10,6 +10,7 @@ use rocksdb::WriteBatch;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::answers;
 use crate::db::{CATALOG, Db};
 use crate::error::{Error, Result};
 use crate::names::{BranchName, SnapshotName, Tag};
@@ -123,7 +124,7 @@ impl Catalog {
                 self.snapshots.insert((id, tag), record(key, value)?);
             }
             _ if key == NEXT_KEY => self.next = record(key, value)?,
-            _ if key == INO_KEY => {}
+            _ if key == INO_KEY || answers::is_one(key, value) => {}
             _ => return Err(damaged(key)),
         }
         Ok(())

@@ -49,6 +49,9 @@ pub(crate) const DB_DIR: &str = "db";
 pub(crate) const LAYERS_DIR: &str = "layers";
 pub(crate) const LOST_DIR: &str = "lost";
 
+/// What a new layer takes at once: its directory, and its records in the database.
+const LAYER_BYTES: u64 = 4 * BLOCK;
+
 const SETTLE: &str = "sync what an earlier life of the store has written";
 
 /// Becomes the format file; until then it says that everything beside it was begun by [`Store::create`].
@@ -232,6 +235,7 @@ impl Store {
         if self.branch(name).is_ok() {
             return Err(Error::BranchExists { name: name.to_string() });
         }
+        self.take_room()?;
         let base = match start {
             Start::Empty => None,
             Start::Branch(from) => Some(self.seal_branch(from, now)?.layer),
@@ -271,6 +275,11 @@ impl Store {
         self.sync_db()?;
         self.at("branch: synced");
         Ok(info)
+    }
+
+    /// A new branch asks for room, so that the reserve is left to what goes, and to snapshots of what is there.
+    fn take_room(&self) -> Result<()> {
+        self.shared.room.take(LAYER_BYTES).map_err(Error::io("make a branch"))
     }
 
     /// Makes an empty head on a sealed layer, or one with an empty directory on nothing.

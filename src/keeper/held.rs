@@ -56,9 +56,10 @@ impl Held {
 }
 
 fn copy_beyond(fd: &OwnedFd, beyond: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: fcntl takes numbers; the copy is new, and nobody else has it.
+    // SAFETY: fcntl takes numbers.
     match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, beyond) } {
         -1 => Err(io::Error::last_os_error()),
+        // SAFETY: the copy is new, and nobody else has it.
         copy => Ok(unsafe { OwnedFd::from_raw_fd(copy) }),
     }
 }

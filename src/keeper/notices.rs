@@ -82,10 +82,7 @@ impl Notices {
         for control in received.cmsgs()? {
             match control {
                 ControlMessageOwned::ScmCredentials(credentials) => sender = Some(credentials.pid()),
-                // SAFETY: the kernel has just made these descriptors for us, and nothing else knows of them.
-                ControlMessageOwned::ScmRights(raw) => {
-                    fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                }
+                ControlMessageOwned::ScmRights(raw) => fds.extend(raw.into_iter().map(owned)),
                 _ => {}
             }
         }
@@ -93,6 +90,12 @@ impl Notices {
         message.truncate(len);
         Ok((sender, String::from_utf8_lossy(&message).into_owned(), fds))
     }
+}
+
+/// Takes a descriptor that came with a message.
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just made it for us, and nothing else knows of it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 impl Told {

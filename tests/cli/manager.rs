@@ -1,8 +1,8 @@
 //! A service manager in the keeper's place, as systemd is one: it holds what the service hands over by sd_notify(3) and gives it to the
 //! next by `LISTEN_FDS`.
 
-use std::fs::{self, File};
-use std::io::{IoSliceMut, Write};
+use std::fs;
+use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
@@ -112,18 +112,19 @@ fn a_service_manager_can_take_the_keepers_place() {
     let mut manager = Manager::of(&sandbox);
     let mut service = manager.start();
     sandbox.ok(&["mount", "main", "m", "--create"]);
-    let mut file = File::create(sandbox.path("m/file")).expect("made");
+    // A process of its own: one with files open there can't start the service, since its child would wait for the mount.
+    let writer = "for n in 0 1 2 3 4 5 6 7 8 9; do echo $n; sleep 0.1; done >m/file";
+    let mut writer = sandbox.shell(writer).spawn().expect("it starts");
     while manager.held.len() < 3 {
         manager.hear();
     }
-    for round in 0..3 {
+    for _ in 0..3 {
         service.kill().and_then(|()| service.wait()).expect("killed");
         service = manager.start();
-        writeln!(file, "{round}").expect("written");
     }
+    assert!(writer.wait().expect("it ends").success());
     let text = fs::read_to_string(sandbox.path("m/file")).expect("readable");
-    assert_eq!(text, "0\n1\n2\n");
-    drop(file);
+    assert_eq!(text, "0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n");
     sandbox.ok(&["umount", "m"]);
     sandbox.ok(&["stop"]);
     assert!(service.wait().expect("it ends").success());

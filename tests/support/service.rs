@@ -35,18 +35,21 @@ pub fn kill_with_keeper(store: &Path) {
         return;
     };
     // Whoever has ended already is as good as killed.
-    let _ = kill(keeper_of(pid), Signal::SIGKILL);
+    if let Some(keeper) = keeper_of(pid) {
+        let _ = kill(keeper, Signal::SIGKILL);
+    }
     let _ = kill(pid, Signal::SIGKILL);
     until("the service has let go of everything", || {
         !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
     });
 }
 
-fn keeper_of(service: Pid) -> Pid {
-    let stat = fs::read_to_string(format!("/proc/{service}/stat")).unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let parent = after_name.split_whitespace().nth(1).and_then(|pid| pid.parse().ok());
-    Pid::from_raw(parent.filter(|pid| *pid > 1).expect("a keeper"))
+/// None where somebody else than zenith stands behind the service.
+fn keeper_of(service: Pid) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{service}/stat")).ok()?;
+    let parent: i32 = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?;
+    let program = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    (program(parent)? == program(service.as_raw())?).then(|| Pid::from_raw(parent))
 }
 
 fn until(what: &str, there: impl Fn() -> bool) {

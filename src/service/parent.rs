@@ -25,7 +25,7 @@ use crate::api::storages::StorageName;
 const FIRST_FD: RawFd = 3;
 
 /// How long the process behind may take to do what it is told, in milliseconds.
-const HEARING: u16 = 5000;
+const HEARING: u16 = 2000;
 
 /// Set by the keeper when the service before has died of itself.
 pub const CRASHED: &str = "ZENITH_CRASHED";

@@ -67,25 +67,7 @@ impl Manager<'_> {
 
     /// Does what a message says; true when it says that the service is ready.
     fn hear(&mut self) -> bool {
-        let mut text = [0; 1024];
-        let mut control = cmsg_space!([RawFd; 4]);
-        let mut room = [IoSliceMut::new(&mut text)];
-        let received = recvmsg::<()>(
-            self.socket.as_raw_fd(),
-            &mut room,
-            Some(&mut control),
-            MsgFlags::empty(),
-        );
-        let received = received.expect("a message in time");
-        let mut fds = Vec::new();
-        for control in received.cmsgs().expect("whole") {
-            if let ControlMessageOwned::ScmRights(raw) = control {
-                // SAFETY: the kernel has just made them for us.
-                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        let len = received.bytes;
-        let text = String::from_utf8_lossy(&text[..len]).into_owned();
+        let (text, mut fds) = receive(&mut self.socket).expect("a message in time");
         let name = text.lines().find_map(|line| line.strip_prefix("FDNAME="));
         if let (Some(name), Some(fd)) = (name, fds.pop()) {
             assert!(text.contains("FDSTORE=1"), "{text}");
@@ -99,6 +81,23 @@ impl Drop for Manager<'_> {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.address);
     }
+}
+
+/// A message and what came with it.
+fn receive(socket: &mut UnixDatagram) -> Option<(String, Vec<OwnedFd>)> {
+    let mut text = [0; 1024];
+    let mut control = cmsg_space!([RawFd; 4]);
+    let mut room = [IoSliceMut::new(&mut text)];
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut room, Some(&mut control), MsgFlags::empty()).ok()?;
+    let mut fds = Vec::new();
+    for control in received.cmsgs().expect("whole") {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            // SAFETY: the kernel has just made them for us.
+            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    let len = received.bytes;
+    Some((String::from_utf8_lossy(&text[..len]).into_owned(), fds))
 }
 
 fn copy_from(fd: RawFd, least: RawFd) -> RawFd {
@@ -125,6 +124,8 @@ fn a_service_manager_can_take_the_keepers_place() {
     assert!(writer.wait().expect("it ends").success());
     let text = fs::read_to_string(sandbox.path("m/file")).expect("readable");
     assert_eq!(text, "0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n");
+    let mut socket = manager.socket.try_clone().expect("copied");
+    std::thread::spawn(move || while receive(&mut socket).is_some() {});
     sandbox.ok(&["umount", "m"]);
     sandbox.ok(&["stop"]);
     assert!(service.wait().expect("it ends").success());

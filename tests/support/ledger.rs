@@ -34,6 +34,7 @@ const INSERT: &str = "INSERT INTO ledger VALUES ($1, $2, $3)";
 const ROWS: &str = "SELECT client, number, payload FROM ledger";
 
 /// A commit that was acknowledged.
+#[allow(dead_code, reason = "tests take what they need")]
 #[derive(Clone, Debug)]
 pub struct Commit {
     pub client: i32,
@@ -45,6 +46,7 @@ pub struct Commit {
 }
 
 /// What a client got instead of an acknowledgement.
+#[allow(dead_code, reason = "tests take what they need")]
 #[derive(Clone, Debug)]
 pub struct Refusal {
     pub at: Instant,
@@ -64,6 +66,7 @@ pub struct Ledger {
     clients: Vec<JoinHandle<Report>>,
 }
 
+#[allow(dead_code, reason = "tests take what they need")]
 impl Report {
     /// The longest times that a client waited from one acknowledgement to its next, the longest first.
     pub fn gaps(&self) -> Vec<Duration> {
@@ -83,6 +86,7 @@ impl Report {
     }
 }
 
+#[allow(dead_code, reason = "tests take what they need")]
 impl Ledger {
     /// Makes the table where it is missing, and sets the clients to work.
     pub fn open(

@@ -231,7 +231,7 @@ impl Service {
     /// Ends this service and has `program` be the next, which takes the mounts over while they are in use. Refused where nobody would start
     /// it, and while somebody looks into a snapshot, unless forced.
     pub fn upgrade(self: &Arc<Self>, upgrade: &Upgrade) -> Result<()> {
-        if !self.parent.exists() {
+        if !self.parent.hears() {
             return Err(
                 Error::refused("nobody stands behind this service who would start the next one")
                     .hint("`zenith stop`, then `zenith start` with the new program"),

@@ -132,8 +132,9 @@ fn address(name: &str) -> io::Result<UnixAddr> {
 }
 
 impl Parent {
-    pub fn exists(&self) -> bool {
-        self.socket.is_some()
+    /// Whether there is one and it lives.
+    pub fn hears(&self) -> bool {
+        self.socket.is_some() && self.wait_until_heard().is_ok()
     }
 
     /// The service answers.
@@ -181,7 +182,7 @@ impl Parent {
 
     /// Sends one end of a pipe along, which is closed when all before it has been done.
     fn wait_until_heard(&self) -> io::Result<()> {
-        if !self.exists() {
+        if self.socket.is_none() {
             return Ok(());
         }
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;

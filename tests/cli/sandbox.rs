@@ -128,6 +128,11 @@ impl Sandbox {
         processes::kill_service(self.store());
     }
 
+    /// Ends the keeper and leaves the service.
+    pub fn kill_keeper(&self) {
+        processes::kill_keeper(self.store());
+    }
+
     /// Ends the service and its keeper at once.
     pub fn kill_with_keeper(&self) {
         processes::kill_with_keeper(self.store());

@@ -409,3 +409,16 @@ fn commands_wait_for_the_service_that_takes_over() {
     let log = fs::read_to_string(sandbox.store().join("service.log")).expect("readable");
     assert_eq!(log.matches("goes on").count(), 5, "{log}");
 }
+
+#[test]
+fn an_upgrade_is_refused_when_the_keeper_is_gone() {
+    let sandbox = Sandbox::new("keeperless");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    let pid = sandbox.pid();
+    sandbox.kill_keeper();
+    sandbox.refused(4, &["upgrade"], "nobody stands behind", "zenith stop");
+    fs::write(sandbox.path("m/file"), "goes on").expect("written");
+    assert_eq!(sandbox.pid(), pid);
+    sandbox.ok(&["umount", "m"]);
+    sandbox.ok(&["stop"]);
+}

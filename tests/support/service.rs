@@ -28,6 +28,14 @@ pub fn kill_service(store: &Path) -> Option<Pid> {
     Some(pid)
 }
 
+/// Ends the keeper and leaves the service.
+#[allow(dead_code, reason = "tests take what they need")]
+pub fn kill_keeper(store: &Path) {
+    let keeper = pid(store).and_then(keeper_of).expect("a keeper");
+    kill(keeper, Signal::SIGKILL).expect("it runs");
+    until("the keeper is gone", || pid(store).and_then(keeper_of) != Some(keeper));
+}
+
 /// Ends the keeper and the service at once: their mounts are lost.
 #[allow(dead_code, reason = "tests take what they need")]
 pub fn kill_with_keeper(store: &Path) {

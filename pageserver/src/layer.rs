@@ -160,7 +160,11 @@ impl Layer {
             let ino = u64::from_str_radix(&name, 16).map_err(|_| Error::Damaged {
                 what: format!("{} holds a foreign file {name}", self.path.display()),
             })?;
-            found.push(self.inspect(Ino(ino)).map_err(Error::io(failed("read")))?);
+            match self.inspect(Ino(ino)) {
+                // An unlinked file's, which was removed since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                inspected => found.push(inspected.map_err(Error::io(failed("read")))?),
+            }
         }
         Ok(found)
     }

@@ -37,8 +37,10 @@ pub mod token;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{self, Command};
+use std::process::{self, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use std::{io, thread};
 
 use jiff::Timestamp;
 use pageserver::Store;
@@ -84,6 +86,9 @@ pub struct Service {
 
 /// What a service exits with that is to be started again, from a program that may be another.
 pub const RESTART: i32 = 75;
+
+/// How long a program may take to say its version.
+const VERSION_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a service ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -255,10 +260,29 @@ fn check_program(program: &Path) -> Result<()> {
     if !program.is_absolute() {
         return Err(refused("its path is not absolute".into()));
     }
-    let output = Command::new(program).arg("version").output();
-    let output = output.map_err(|error| refused(Error::io("run it")(error).message))?;
+    let output = version_of(program).map_err(|error| refused(Error::io("run it")(error).message))?;
     match output.status.success() && output.stdout.starts_with(b"zenith ") {
         true => Ok(()),
         false => Err(refused("it isn't zenith".into())),
     }
+}
+
+/// What a program says of its version; one that takes its time over that is ended.
+fn version_of(program: &Path) -> io::Result<Output> {
+    let mut child = Command::new(program)
+        .arg("version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let deadline = Instant::now() + VERSION_PATIENCE;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output()
 }

@@ -375,6 +375,10 @@ fn an_upgrade_changes_the_program_under_a_mount_in_use() {
             "zenith program",
         );
     }
+    let slow = sandbox.path("slow");
+    fs::write(&slow, "#!/bin/sh\nexec sleep 60\n").expect("written");
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).expect("made a program");
+    sandbox.refused(4, &["upgrade", "--program", "slow"], "timed out", "zenith program");
     assert_eq!(sandbox.pid(), pid);
     sandbox.ok(&["upgrade", "--program", "another-zenith"]);
     file.write_all(b"goes on").expect("written");

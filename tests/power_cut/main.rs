@@ -46,7 +46,7 @@ const CUTS_OF_A_RUN: u64 = 60;
 const RECOVERIES_CUT: u64 = 4;
 
 /// So many cuts must be enough to catch a mutant.
-const CUTS_OF_A_MUTANT: u64 = 20;
+const CUTS_OF_A_MUTANT: u64 = 80;
 
 #[test]
 fn ext4_survives_power_cuts() {

@@ -269,13 +269,16 @@ impl Client {
     ) -> Result<T> {
         let job: Job = self.send(method, path, body)?;
         let events = format!("/jobs/{}/events", job.id);
-        let mut lines = Vec::new();
+        let (mut lines, mut outcome) = (Vec::new(), None);
         let mut told = |part: &[u8]| {
             lines.extend_from_slice(part);
             while let Some(end) = lines.windows(2).position(|two| two == b"\n\n") {
                 let event: Vec<u8> = lines.drain(..end + 2).collect();
-                if let Some(("step", what)) = parse_event(&String::from_utf8_lossy(&event)) {
-                    watcher.step(&what);
+                match parse_event(&String::from_utf8_lossy(&event)) {
+                    Some(("step", what)) => watcher.step(&what),
+                    Some(("done", result)) => outcome = Some(Ok(result)),
+                    Some(("failed", problem)) => outcome = Some(Err(problem)),
+                    _ => {}
                 }
             }
         };
@@ -287,16 +290,28 @@ impl Client {
         // A lost connection says nothing of the job.
         let _listened = self.exchange_once(&asked, &mut told).is_ok();
         watcher.done();
+        match outcome {
+            Some(Ok(result)) => serde_json::from_str(&result).map_err(|error| self.broken(&error)),
+            Some(Err(problem)) => {
+                let problem: Problem = serde_json::from_str(&problem).map_err(|error| self.broken(&error))?;
+                Err(problem.into())
+            }
+            None => self.outcome_of(&job),
+        }
+    }
+
+    /// Of a job whose end was not heard.
+    fn outcome_of<T: DeserializeOwned>(&self, job: &Job) -> Result<T> {
         let ended: Job = self
             .get(&format!("/jobs/{}", job.id))
-            .map_err(|_| self.ended_within(&job))?;
+            .map_err(|_| self.ended_within(job))?;
         match (ended.state, ended.error) {
             (State::Done, _) => {
                 let result = ended.result.unwrap_or_default();
                 serde_json::from_value(result).map_err(|error| self.broken(&error))
             }
             (State::Failed, Some(problem)) => Err(problem.into()),
-            _ => Err(self.ended_within(&job)),
+            _ => Err(self.ended_within(job)),
         }
     }
 

@@ -18,13 +18,14 @@
 mod held;
 mod notices;
 
-use std::ffi::{CStr, CString};
-use std::io;
-use std::os::fd::AsFd;
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, io, mem, thread};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -66,8 +67,7 @@ pub struct Plan<'a> {
 
 /// Keeps a service until it ends; returns its exit code.
 pub fn run(plan: &Plan) -> Result<i32> {
-    let held = parent::descriptors();
-    let mut keeper = Keeper::new(plan, Held::of(held)).map_err(Error::io("keep the service"))?;
+    let mut keeper = Keeper::new(plan).map_err(Error::io("keep the service"))?;
     keeper.run().map_err(Error::io("keep the service"))
 }
 
@@ -77,6 +77,8 @@ struct Keeper {
     held: Held,
     notices: Notices,
     signals: SignalFd,
+    /// The program that is the service; held open, so that it is the same after its file was replaced or deleted.
+    program: OwnedFd,
     /// What the next service is told of the last.
     crashed: bool,
 }
@@ -89,8 +91,20 @@ struct End {
     next_program: Option<PathBuf>,
 }
 
+impl End {
+    /// Of a service that was never there.
+    fn of_none() -> End {
+        End {
+            status: WaitStatus::StillAlive,
+            was_ready: false,
+            lived: Duration::ZERO,
+            next_program: None,
+        }
+    }
+}
+
 impl Keeper {
-    fn new(plan: &Plan, held: Held) -> io::Result<Keeper> {
+    fn new(plan: &Plan) -> io::Result<Keeper> {
         raise_open_files()?;
         let mut watched = SigSet::empty();
         watched.extend(WATCHED);
@@ -101,33 +115,37 @@ impl Keeper {
         Ok(Keeper {
             store: plan.store.into(),
             arguments: arguments(plan)?,
-            held,
+            held: Held::default(),
             notices: Notices::listen()?,
             signals: SignalFd::with_flags(&watched, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?,
+            program: opened(Path::new(THIS_PROGRAM))?,
             crashed: false,
         })
     }
 
     fn run(&mut self) -> io::Result<i32> {
-        let mut ever_ready = !self.held.is_empty();
+        let mut ever_ready = false;
         let (mut died_young, mut down_since) = (0, Instant::now());
+        // The program before an upgrade, until the new one has come up.
+        let mut before: Option<OwnedFd> = None;
         loop {
-            let service = self.start()?;
-            // Only the first service has somebody who waits for its report.
-            dup2_stdout(null()?)?;
-            let end = self.watch(service)?;
+            let end = self.serve_once(ever_ready)?;
             ever_ready |= end.was_ready;
-            if let Some(program) = end.next_program.filter(|_| exit_code(end.status) == Some(RESTART)) {
-                self.become_program(&program)?;
+            let code = exit_code(end.status);
+            match (end.next_program, before.take().filter(|_| !end.was_ready)) {
+                (Some(program), _) if code == Some(RESTART) => before = self.change_program(&program),
+                (_, Some(before)) => {
+                    tracing::error!("the new program {}: the one before goes on", described(end.status));
+                    self.program = before;
+                }
+                _ => match code {
+                    Some(code) if code == 0 || !ever_ready => return Ok(code),
+                    _ => {
+                        tracing::error!("the service {}: the next one takes over", described(end.status));
+                        self.crashed = is_crash(end.status);
+                    }
+                },
             }
-            match exit_code(end.status) {
-                Some(code) if code == 0 || !ever_ready => return Ok(code),
-                _ => tracing::error!("the service {}: the next one takes over", described(end.status)),
-            }
-            self.crashed = !matches!(
-                end.status,
-                WaitStatus::Signaled(_, Signal::SIGKILL | Signal::SIGTERM, _)
-            );
             died_young = if end.lived >= WELL { 0 } else { died_young + 1 };
             match end.was_ready {
                 true => down_since = Instant::now(),
@@ -140,15 +158,42 @@ impl Keeper {
         }
     }
 
+    /// From its start to its end. A machine that has no process left to give is one on which it didn't come up, once one has.
+    fn serve_once(&mut self, ever_ready: bool) -> io::Result<End> {
+        let service = match self.start() {
+            Err(error) if ever_ready => {
+                tracing::error!("no service can be started: {error}");
+                return Ok(End::of_none());
+            }
+            started => started?,
+        };
+        // Only the first service has somebody who waits for its report.
+        dup2_stdout(null()?)?;
+        self.watch(service)
+    }
+
+    /// Returns the program before. One that can't be opened changes nothing.
+    fn change_program(&mut self, program: &Path) -> Option<OwnedFd> {
+        match opened(program) {
+            Ok(opened) => Some(mem::replace(&mut self.program, opened)),
+            Err(error) => {
+                tracing::error!(
+                    "{} can't be run ({error}): the program before goes on",
+                    program.display()
+                );
+                None
+            }
+        }
+    }
+
     /// Starts a service with all that is held.
     fn start(&mut self) -> io::Result<Pid> {
         let environment = self.environment()?;
-        let program = CString::new(THIS_PROGRAM)?;
         // SAFETY: this process has one thread, so its copy is as good as itself.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => Ok(child),
             ForkResult::Child => {
-                let Err(error) = self.become_service(&program, &environment);
+                let Err(error) = self.become_service(&environment);
                 eprintln!("error: the service can't be started: {error}");
                 // SAFETY: only ends this process, which shares its buffers with nobody.
                 unsafe { libc::_exit(1) }
@@ -157,26 +202,12 @@ impl Keeper {
     }
 
     /// In the child. It has a session of its own, so that a terminal's signals reach it through the keeper only.
-    fn become_service(&mut self, program: &CStr, environment: &[CString]) -> io::Result<std::convert::Infallible> {
+    fn become_service(&mut self, environment: &[CString]) -> io::Result<Infallible> {
         setsid()?;
         SigSet::all().thread_unblock()?;
-        self.held.put_in_place()?;
-        Ok(execve(program, &self.arguments, environment)?)
-    }
-
-    /// Becomes the keeper of another program's service. What is held goes along.
-    fn become_program(&mut self, program: &Path) -> io::Result<()> {
-        let mut arguments = self.arguments.clone();
-        arguments.retain(|argument| argument.as_c_str() != KEPT);
-        arguments.push(RESUME.to_owned());
-        let path = CString::new(program.as_os_str().as_bytes())?;
-        let environment = self.environment()?;
-        self.held.put_in_place()?;
-        let Err(error) = execve(&path, &arguments, &environment);
-        tracing::error!("{} can't be run ({error}): this version goes on", program.display());
-        let this = CString::new(THIS_PROGRAM)?;
-        let Err(error) = execve(&this, &arguments, &environment);
-        Err(error.into())
+        let program = self.held.put_in_place(&self.program)?;
+        let program = CString::new(format!("/proc/self/fd/{}", program.as_raw_fd()))?;
+        Ok(execve(&program, &self.arguments, environment)?)
     }
 
     /// This process's environment, and how to reach the keeper and what it holds.
@@ -253,21 +284,26 @@ fn raise_open_files() -> io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
 
-const KEPT: &CStr = c"--kept";
-const RESUME: &CStr = c"--resume";
-
 fn arguments(plan: &Plan) -> io::Result<Vec<CString>> {
     let store = CString::new(plan.store.as_os_str().as_bytes())?;
     let mut arguments = vec![c"zenith".to_owned(), c"--store".to_owned(), store, c"start".to_owned()];
-    arguments.push(KEPT.to_owned());
+    arguments.push(c"--kept".to_owned());
     if let Some(listen) = plan.listen {
         arguments.push(CString::new(format!("--listen={listen}"))?);
     }
     Ok(arguments)
 }
 
-fn null() -> io::Result<std::fs::File> {
-    std::fs::File::options().read(true).write(true).open("/dev/null")
+fn opened(program: &Path) -> io::Result<OwnedFd> {
+    let file = fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(program)?;
+    Ok(file.into())
+}
+
+fn null() -> io::Result<fs::File> {
+    fs::File::options().read(true).write(true).open("/dev/null")
 }
 
 fn exit_code(status: WaitStatus) -> Option<i32> {
@@ -277,8 +313,17 @@ fn exit_code(status: WaitStatus) -> Option<i32> {
     }
 }
 
+/// Not an end that somebody else has given it, nor one of its own will.
+fn is_crash(status: WaitStatus) -> bool {
+    match status {
+        WaitStatus::Signaled(_, signal, _) => ![Signal::SIGKILL, Signal::SIGTERM].contains(&signal),
+        _ => false,
+    }
+}
+
 fn described(status: WaitStatus) -> String {
     match status {
+        WaitStatus::StillAlive => "was not started".into(),
         WaitStatus::Signaled(_, signal, _) => format!("was ended by {signal}"),
         WaitStatus::Exited(_, code) => format!("ended with the exit code {code}"),
         other => format!("ended ({other:?})"),

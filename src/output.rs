@@ -476,7 +476,8 @@ impl Show for Status {
             format!("branches  {}", self.branches),
             format!("snapshots {}", self.snapshots),
         ];
-        lines.extend(self.store.warning.iter().map(|warning| format!("WARNING   {warning}")));
+        let warnings = self.store.warning.iter().chain(&service.warning);
+        lines.extend(warnings.map(|warning| format!("WARNING   {warning}")));
         lines.extend(self.mounts.iter().map(|mount| format!("mount     {}", mount.text())));
         lines.join("\n")
     }

@@ -40,7 +40,7 @@ use std::path::Path;
 use std::process::{self, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use std::{io, thread};
+use std::{env, io, thread};
 
 use jiff::Timestamp;
 use pageserver::Store;
@@ -86,6 +86,9 @@ pub struct Service {
 
 /// What a service exits with that is to be started again, from a program that may be another.
 pub const RESTART: i32 = 75;
+
+const KEEPER_IS_GONE: &str =
+    "the keeper has died: if the service dies too, its mounts end (`zenith stop --pgs`, then `zenith start` mends it)";
 
 /// How long a program may take to say its version.
 const VERSION_PATIENCE: Duration = Duration::from_secs(5);
@@ -146,7 +149,9 @@ impl Service {
             service: Process {
                 pid: process::id(),
                 version: env!("CARGO_PKG_VERSION").into(),
+                program: env::current_exe().map_err(Error::io("find this program"))?,
                 started: self.started,
+                warning: self.parent.is_gone().then(|| KEEPER_IS_GONE.into()),
             },
             http: self.http.clone(),
             branches: self.branches().len(),

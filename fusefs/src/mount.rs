@@ -232,6 +232,7 @@ fn serve(
     keeping: Keeping,
     on_end: impl FnOnce() + Send + 'static,
 ) -> io::Result<()> {
+    let unserved = keeping.clone();
     let run = move || {
         if let Err(error) = session.run() {
             tracing::error!("a mount's session ended with an error: {error}");
@@ -240,8 +241,13 @@ fn serve(
         ended.set();
         on_end();
     };
-    thread::Builder::new().name("mount".into()).spawn(run)?;
-    Ok(())
+    match thread::Builder::new().name("mount".into()).spawn(run) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            unserved.let_go();
+            Err(error)
+        }
+    }
 }
 
 /// Ends files without a name that nobody has open: what the kernel gave back of them while no process served the mount, no process was

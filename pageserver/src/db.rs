@@ -24,7 +24,7 @@ use rocksdb::{
 
 use crate::error::{Error, Result, is_full};
 use crate::room::Room;
-use crate::sync_point::SyncPoint;
+use crate::sync_point::{SyncPoint, is_disk_failure};
 use frames::State;
 use mark::Mark;
 pub use mark::Suspect;
@@ -153,7 +153,14 @@ impl Db {
         });
         self.log_write(WriteBatch::default(), true)?;
         match (&self.mark, lengths) {
-            (Some(mark), Some(lengths)) => mark.note(lengths?),
+            (Some(mark), Some(lengths)) => match lengths.and_then(|lengths| mark.note(lengths)) {
+                // Out of descriptors: the log is durable all the same, and the older mark claims less.
+                Err(error) if !is_disk_failure(&error) => {
+                    tracing::warn!(%error, "how far the database's log is durable can't be noted");
+                    Ok(())
+                }
+                noted => noted,
+            },
             _ => Ok(()),
         }
     }

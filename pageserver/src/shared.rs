@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use rocksdb::WriteBatch;
 
-use crate::catalog::INO_KEY;
+use crate::catalog::{Catalog, INO_KEY};
 use crate::db::{CATALOG, Db};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -111,11 +111,21 @@ impl Shared {
         };
         settled.inspect_err(|error| {
             if is_disk_failure(error) {
-                self.losses.fetch_add(1, Ordering::AcqRel);
+                self.poison_all();
             } else {
                 self.unsettle();
             }
         })
+    }
+
+    /// Any timeline can have lost something. The kernel won't tell the next process, so all are marked; who mounts one anew takes
+    /// its mark away.
+    fn poison_all(&self) {
+        self.losses.fetch_add(1, Ordering::AcqRel);
+        match Catalog::load(&self.db) {
+            Ok(catalog) => catalog.timelines().for_each(|(id, _)| self.poisoned.set(id)),
+            Err(error) => tracing::error!(%error, "which heads are poisoned can't be noted"),
+        }
     }
 
     /// Grows when writes have turned out to be lost and nobody can tell whose they were.

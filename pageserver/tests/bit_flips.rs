@@ -10,6 +10,8 @@
 
 #[path = "flips/damage.rs"]
 mod damage;
+#[path = "support/random.rs"]
+mod random;
 #[path = "flips/store.rs"]
 mod store;
 
@@ -20,8 +22,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use damage::{Done, Random, Target};
+use damage::{Done, Target};
 use pageserver::{Disk, Finding, Severity, Store, check_closed};
+use random::Random;
 use store::{Contents, Scratch};
 
 /// Longest that a case may take.
@@ -58,8 +61,8 @@ fn whatever_is_damaged_is_told_or_harmless() {
     let last = first + number("ZENITH_FLIP").map_or(number("ZENITH_FLIPS").unwrap_or(CASES), |_| 1);
     let mut outcomes: BTreeMap<(Target, Outcome), u64> = BTreeMap::new();
     for seed in first..last {
-        let mut random = Random(seed);
-        let made = random.pick(&both);
+        let mut random = Random::new(seed);
+        let made = random.pick(&both).expect("two stores");
         let copy = scratch.copy(&made.dir);
         if let Some(done) = damage::damage(&copy, seed, &mut random) {
             note(&scratch, &format!("ZENITH_FLIP={seed}: {done:?}"));

@@ -4,6 +4,8 @@
 //! One store serves many seeds, each on branches of its own. `ZENITH_MODEL_SEEDS=N` runs N of them (short: 200),
 //! `ZENITH_MODEL_SEED=S` only that one, which is what a failure prints.
 
+#[path = "support/random.rs"]
+mod random;
 #[path = "model/tree.rs"]
 mod tree;
 
@@ -14,6 +16,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use pageserver::*;
+use random::Random;
 use tree::Tree;
 
 const STEPS: usize = 150;
@@ -25,35 +28,18 @@ const NOW: Time = Time {
     nanos: 5,
 };
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+/// An offset below `max`, often on the edge of a block, or next to it.
+fn offset(random: &mut Random, max: u64) -> u64 {
+    match random.below(4) {
+        0 => random.below(max),
+        1 => random.below(max / BLOCK) * BLOCK + 1,
+        2 => (random.below(max / BLOCK) + 1) * BLOCK - 1,
+        _ => random.below(max / BLOCK) * BLOCK,
     }
+}
 
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn pick<T: Copy>(&mut self, items: &[T]) -> T {
-        items[self.below(items.len() as u64) as usize]
-    }
-
-    /// Often on the edge of a block, or next to it.
-    fn offset(&mut self, max: u64) -> u64 {
-        match self.below(4) {
-            0 => self.below(max),
-            1 => self.below(max / BLOCK) * BLOCK + 1,
-            2 => (self.below(max / BLOCK) + 1) * BLOCK - 1,
-            _ => self.below(max / BLOCK) * BLOCK,
-        }
-    }
+fn pick<T: Copy>(random: &mut Random, items: &[T]) -> T {
+    *random.pick(items).expect("something to pick from")
 }
 
 struct Branch {
@@ -139,17 +125,17 @@ impl World {
                 .iter()
                 .filter(|ino| branch.tree.node(**ino).kind == Kind::File),
         );
-        (!files.is_empty()).then(|| self.random.pick(&files))
+        (!files.is_empty()).then(|| pick(&mut self.random, &files))
     }
 
     fn a_place(&mut self, at: usize) -> (Ino, &'static str) {
         let dirs = self.branches[at].tree.of_kind(Kind::Dir);
-        (self.random.pick(&dirs), self.random.pick(&NAMES))
+        (pick(&mut self.random, &dirs), pick(&mut self.random, &NAMES))
     }
 
     fn write(&mut self, at: usize) {
         let Some(ino) = self.a_file(at) else { return };
-        let offset = self.random.offset(SIZE_MAX);
+        let offset = offset(&mut self.random, SIZE_MAX);
         let len = match self.random.below(3) {
             0 => 1 + self.random.below(100),
             1 => 8192,
@@ -166,7 +152,7 @@ impl World {
         let Some(ino) = self.a_file(at) else { return };
         let size = match self.random.below(5) {
             0 => 0,
-            _ => self.random.offset(SIZE_MAX),
+            _ => offset(&mut self.random, SIZE_MAX),
         };
         let set = SetAttr {
             size: Some(size),
@@ -179,14 +165,20 @@ impl World {
 
     fn fallocate(&mut self, at: usize) {
         let Some(ino) = self.a_file(at) else { return };
-        let how = self.random.pick(&[
-            Fallocate::Extend,
-            Fallocate::KeepSize,
-            Fallocate::PunchHole,
-            Fallocate::ZeroRange { keep_size: true },
-            Fallocate::ZeroRange { keep_size: false },
-        ]);
-        let (offset, len) = (self.random.offset(SIZE_MAX), 1 + self.random.offset(SIZE_MAX / 2));
+        let how = pick(
+            &mut self.random,
+            &[
+                Fallocate::Extend,
+                Fallocate::KeepSize,
+                Fallocate::PunchHole,
+                Fallocate::ZeroRange { keep_size: true },
+                Fallocate::ZeroRange { keep_size: false },
+            ],
+        );
+        let (offset, len) = (
+            offset(&mut self.random, SIZE_MAX),
+            1 + offset(&mut self.random, SIZE_MAX / 2),
+        );
         let done = self.timeline(at).fallocate(ino, how, offset, len, NOW);
         assert_eq!(done, Ok(()));
         self.branches[at]
@@ -201,7 +193,7 @@ impl World {
         if from == to {
             return;
         }
-        let (offset, to_offset) = (self.random.offset(SIZE_MAX), self.random.offset(SIZE_MAX));
+        let (offset, to_offset) = (offset(&mut self.random, SIZE_MAX), offset(&mut self.random, SIZE_MAX));
         let data = &self.branches[at].tree.node(from).data;
         let len = (data.len() as u64).saturating_sub(offset).min(10_000);
         let bytes = data
@@ -266,9 +258,10 @@ impl World {
 
     fn rename(&mut self, at: usize) {
         let (from, to) = (self.a_place(at), self.a_place(at));
-        let how = self
-            .random
-            .pick(&[Rename::Replace, Rename::Replace, Rename::NoReplace, Rename::Exchange]);
+        let how = pick(
+            &mut self.random,
+            &[Rename::Replace, Rename::Replace, Rename::NoReplace, Rename::Exchange],
+        );
         let timeline = self.timeline(at);
         let real = timeline.rename(from.0, OsStr::new(from.1), to.0, OsStr::new(to.1), how, NOW);
         let expected = self.branches[at].tree.rename(from, to, how);
@@ -477,7 +470,7 @@ fn run(dir: &std::path::Path, seed: u64) {
         dir: dir.into(),
         store: Some(open(dir)),
         branches: Vec::new(),
-        random: Random(seed),
+        random: Random::new(seed),
         seed,
         made: 0,
     };

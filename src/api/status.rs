@@ -41,7 +41,12 @@ pub struct Store {
 pub struct Process {
     pub pid: u32,
     pub version: String,
+    /// Its file; one that was replaced or deleted since it was started has ` (deleted)` at its end.
+    #[schema(value_type = schema::Path)]
+    pub program: PathBuf,
     pub started: Timestamp,
+    /// What to know of it.
+    pub warning: Option<String>,
 }
 
 /// The service on TCP.

@@ -25,23 +25,19 @@ pub struct Start {
     /// Started by the keeper
     #[arg(long, hide = true, conflicts_with_all = ["foreground", "spawned"])]
     kept: bool,
-    /// In the place of a keeper of another version
-    #[arg(long, hide = true, conflicts_with_all = ["foreground", "spawned", "kept"])]
-    resume: bool,
 }
 
 impl Start {
     pub fn run(self, context: &Context) -> Result<()> {
         let dir = context.store_dir()?;
         let listen = self.listen.as_deref();
-        match (self.spawned, self.kept, self.resume) {
-            (true, ..) => {
+        match (self.spawned, self.kept) {
+            (true, _) => {
                 service::leave_session();
                 let kept = launch::keep(&dir, listen, false);
                 return end(kept.inspect_err(|error| service::tell(&Err(error.clone().into())))?);
             }
-            (_, true, _) => return end(service::run_kept(&dir, listen)?),
-            (.., true) => return end(launch::keep(&dir, listen, false)?),
+            (_, true) => return end(service::run_kept(&dir, listen)?),
             _ => drop(service::asked_to_listen(listen)?),
         }
         if self.foreground {

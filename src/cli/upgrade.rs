@@ -1,7 +1,6 @@
-use std::env;
 use std::path::PathBuf;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{env, fs, thread};
 
 use super::Context;
 use crate::api::status::{Status, Upgrade as Asked};
@@ -39,11 +38,23 @@ impl Upgrade {
             None => env::current_exe().map_err(Error::io("find this program"))?,
         };
         client.upgrade(&Asked {
-            program,
+            program: program.clone(),
             force: self.force,
         })?;
-        let after = next(&client, &before)?;
-        let (old, new) = (before.service.version, after.service.version);
+        let after = next(&client, &before)?.service;
+        let found = fs::canonicalize(&program).map_err(Error::path("find", &program))?;
+        if after.program != found {
+            return Err(Error::failure(format!(
+                "{} is not the service: {} ({}) goes on",
+                program.display(),
+                after.program.display(),
+                after.version
+            ))
+            .hint(
+                "service.log in the store says why it did not come up; a service manager starts what it is told to",
+            ));
+        }
+        let (old, new) = (before.service.version, after.version);
         context.done(&format!("the service {new} took over from {old}"))
     }
 }

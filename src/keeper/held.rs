@@ -9,14 +9,6 @@ const FIRST: RawFd = 3;
 pub struct Held(Vec<(String, OwnedFd)>);
 
 impl Held {
-    pub fn of(held: Vec<(String, OwnedFd)>) -> Held {
-        Held(held)
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -37,9 +29,11 @@ impl Held {
         self.0.retain(|(held, _)| held != name);
     }
 
-    /// Gives them the numbers from 3 on, for the program that this process is about to become, which closes everything else.
-    pub fn put_in_place(&mut self) -> io::Result<()> {
+    /// Gives them the numbers from 3 on, for the program that this process is about to become, which closes everything else. Returns a
+    /// copy of the program's descriptor that is not in their way.
+    pub fn put_in_place(&mut self, program: &OwnedFd) -> io::Result<OwnedFd> {
         let beyond = FIRST + self.0.len() as RawFd;
+        let program = copy_beyond(program, beyond)?;
         for (_, fd) in &mut self.0 {
             if fd.as_raw_fd() < beyond {
                 *fd = copy_beyond(fd, beyond)?;
@@ -51,7 +45,7 @@ impl Held {
                 return Err(io::Error::last_os_error());
             }
         }
-        Ok(())
+        Ok(program)
     }
 }
 

@@ -89,7 +89,7 @@ pub fn find() -> io::Result<(Parent, Inherited)> {
 }
 
 /// The descriptors that were handed to this process, with their names.
-pub fn descriptors() -> Vec<(String, OwnedFd)> {
+fn descriptors() -> Vec<(String, OwnedFd)> {
     let number = |name: &str| env::var(name).ok()?.parse::<RawFd>().ok();
     let [pid, count, names] = LISTEN;
     // systemd says whom they are for; the keeper hands them to its child alone.
@@ -135,6 +135,11 @@ impl Parent {
     /// Whether there is one and it lives.
     pub fn hears(&self) -> bool {
         self.socket.is_some() && self.wait_until_heard().is_ok()
+    }
+
+    /// Whether there was one and it doesn't answer.
+    pub fn is_gone(&self) -> bool {
+        self.socket.is_some() && self.wait_until_heard().is_err()
     }
 
     /// The service answers.

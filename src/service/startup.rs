@@ -74,6 +74,9 @@ fn come_up(store: Arc<Store>, listen: Option<&str>, parent: Parent, mut inherite
 /// have as many open as the system allows.
 fn settle() -> Result<()> {
     umask(Mode::from_bits_truncate(0o077));
+    #[cfg(target_os = "linux")]
+    // The keeper starts it by a descriptor's number, which would be its name otherwise.
+    nix::sys::prctl::set_name(c"zenith").map_err(Error::io("name the process"))?;
     give_memory_back();
     std::env::set_current_dir("/").map_err(Error::io("leave the current directory"))?;
     let raise = || {

@@ -386,10 +386,31 @@ fn an_upgrade_changes_the_program_under_a_mount_in_use() {
     assert_eq!(exe, program);
     sandbox.kill_service();
     let exe = fs::read_link(format!("/proc/{}/exe", sandbox.pid())).expect("a process");
-    assert_eq!(exe, program, "the keeper is of the new version too");
+    assert_eq!(exe, program, "the next one is of the new version too");
     drop(file);
     sandbox.ok(&["stop"]);
     sandbox.refused(5, &["upgrade"], "no service runs", "zenith start");
+}
+
+#[test]
+fn a_program_that_does_not_come_up_leaves_the_mounts_to_the_one_before() {
+    let sandbox = Sandbox::new("downgrade");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    let mut file = File::create(sandbox.path("m/file")).expect("made");
+    let bad = sandbox.path("bad");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/bad_program.rs");
+    let compiled = Command::new("rustc").arg(&source).arg("-o").arg(&bad).status();
+    assert!(compiled.expect("rustc runs").success());
+    for name in ["exit-0", "exit-1", "exit-75", "abort"] {
+        fs::hard_link(&bad, sandbox.path(name)).expect("named");
+        let pid = sandbox.pid();
+        sandbox.refused(1, &["upgrade", "--program", name], "is not the service", "service.log");
+        assert_ne!(sandbox.pid(), pid);
+        file.write_all(b"goes on").expect("written");
+    }
+    drop(file);
+    sandbox.ok(&["umount", "m"]);
+    sandbox.ok(&["stop"]);
 }
 
 #[test]
@@ -419,7 +440,9 @@ fn an_upgrade_is_refused_when_the_keeper_is_gone() {
     let sandbox = Sandbox::new("keeperless");
     sandbox.ok(&["mount", "main", "m", "--create"]);
     let pid = sandbox.pid();
+    assert!(!sandbox.ok(&["status"]).contains("WARNING   the keeper"));
     sandbox.kill_keeper();
+    assert!(sandbox.ok(&["status"]).contains("WARNING   the keeper"));
     sandbox.refused(4, &["upgrade"], "nobody stands behind", "zenith stop");
     fs::write(sandbox.path("m/file"), "goes on").expect("written");
     assert_eq!(sandbox.pid(), pid);

@@ -23,6 +23,7 @@ mod mutants;
 #[allow(dead_code, reason = "tests take what they need")]
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[path = "../../pageserver/tests/support/random.rs"]
 mod random;
 
 use std::collections::BTreeMap;

@@ -2,12 +2,13 @@
 
 pub struct Random(u64);
 
+#[allow(dead_code, reason = "tests take what they need")]
 impl Random {
     pub fn new(seed: u64) -> Random {
         Random(seed)
     }
 
-    /// splitmix64.
+    /// SplitMix64 (Steele, Lea, Flood 2014).
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

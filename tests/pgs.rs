@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// For pgs that are stopped and started again: the other tests' services look for free ports from 5432 on, and would take
 /// one that is free for a moment.
-const FAR_PORTS: [&str; 5] = ["26501", "26502", "26503", "26504", "26505"];
+const FAR_PORTS: [&str; 6] = ["26501", "26502", "26503", "26504", "26505", "26506"];
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim().to_owned()
@@ -223,6 +223,31 @@ fn whoever_is_killed_no_pg_is_left_half_made() {
             store.zenith(&["pg", "destroy", "shop", "--yes"]);
         }
     }
+}
+
+#[test]
+fn a_server_that_was_being_set_back_runs_again_when_the_service_is_killed() {
+    let store = Store::new("half-back");
+    store.zenith(&["pg", "create", "-n", "shop", "--port", FAR_PORTS[5]]);
+    sql(&store, "shop", "create table t as select 1 n");
+    store.zenith(&["snapshot", "create", "shop@one"]);
+    for wait in [5, 20, 50, 80, 110, 140, 180, 230, 300] {
+        sql(&store, "shop", "update t set n = 2");
+        let mut checkout = store.spawn(&["pg", "checkout", "shop@one"]);
+        thread::sleep(Duration::from_millis(wait));
+        service::kill_service(store.dir());
+        let told = checkout.wait().expect("ended").success();
+        until("it runs again", || {
+            let stopped = store.run(&["pg", "psql", "shop", "--", "-XAtqc", "select 1"]);
+            text(&stopped.stdout) == "1"
+        });
+        let n = sql(&store, "shop", "select n from t");
+        assert!(n == "1" || n == "2" && !told, "after {wait} ms: {n}");
+    }
+    until("nothing is left to do", || {
+        let state = fs::read_to_string(store.dir().join("state.json")).expect("readable");
+        state.contains("\"restarting\": null")
+    });
 }
 
 #[test]

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::storages::{Options, StorageName};
 use crate::error::{Error, Result};
 use crate::name::ViewName;
+use crate::postgres::server::StopMode;
 
 #[derive(Clone, Default, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
@@ -58,6 +59,9 @@ pub struct PgRecord {
     pub pg_bin: PathBuf,
     /// The pg that it follows as a standby.
     pub follows: Option<BranchName>,
+    /// How its server is being stopped by something that will start it again: the next service does where this one is killed.
+    #[serde(default)]
+    pub restarting: Option<StopMode>,
     pub created: Timestamp,
 }
 

@@ -288,6 +288,7 @@ impl Service {
             }
         }
         kept.into_iter().for_each(|(_, mount)| mount.end(&*self.parent));
+        self.restart_pgs();
         Ok(())
     }
 
@@ -314,22 +315,33 @@ impl Service {
         };
         if self.memory.get().pgs.contains_key(branch) && server::has_lost(&place.dir) {
             tracing::warn!("PostgreSQL of {branch} lost its data directory with the mount: it is restarted");
-            self.start_in_background(branch);
-        }
-        Ok(())
-    }
-
-    fn start_in_background(self: &Arc<Self>, pg: &BranchName) {
-        let (service, pg) = (self.clone(), pg.clone());
-        let start = move || {
             let start = Action::Start {
                 is_replica: false,
                 at: At::default(),
             };
-            let started = service.act(&pg, start, &service.jobs.silent());
-            log_failure("restart PostgreSQL", started.map(drop).map_err(|error| error.message));
+            self.act_in_background(branch, start);
+        }
+        Ok(())
+    }
+
+    /// Goes on with what a killed service was doing to its servers.
+    fn restart_pgs(self: &Arc<Self>) {
+        let pgs = self.memory.get().pgs.clone();
+        for (name, record) in pgs {
+            if let Some(mode) = record.restarting {
+                tracing::warn!("{name} was being restarted when the service before ended");
+                self.act_in_background(&name, Action::Restart { mode });
+            }
+        }
+    }
+
+    fn act_in_background(self: &Arc<Self>, pg: &BranchName, action: Action) {
+        let (service, pg) = (self.clone(), pg.clone());
+        let act = move || {
+            let done = service.act(&pg, action, &service.jobs.silent());
+            log_failure("restart PostgreSQL", done.map(drop).map_err(|error| error.message));
         };
-        log_failure("restart PostgreSQL", thread::Builder::new().spawn(start).map(drop));
+        log_failure("restart PostgreSQL", thread::Builder::new().spawn(act).map(drop));
     }
 
     fn undo(&self, unfinished: &Unfinished) {

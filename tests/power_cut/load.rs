@@ -22,6 +22,7 @@ use notes::Notes;
 
 const DISK_BYTES: u64 = 1 << 30;
 const LEDGER_CLIENTS: i32 = 3;
+const KILLS_APART: Duration = Duration::from_secs(2);
 
 /// Small segments and many checkpoints: WAL files are made, filled and recycled all the time.
 const SETTINGS: [&str; 5] = [
@@ -80,6 +81,7 @@ struct Load<'a> {
     tables: Tables<'a>,
     copies: Copies<'a>,
     notes: Notes<'a>,
+    kills: Kills<'a>,
 }
 
 impl<'a> Load<'a> {
@@ -101,6 +103,7 @@ impl<'a> Load<'a> {
                 snapshots: vec![],
             },
             notes: Notes::new(worker(3)),
+            kills: Kills { worker: worker(4) },
         }
     }
 
@@ -124,7 +127,11 @@ impl<'a> Load<'a> {
         let ledger = ledger.map_err(|error| error.to_string())?;
         let until = Instant::now() + time;
         let Load {
-            tables, copies, notes, ..
+            tables,
+            copies,
+            notes,
+            kills,
+            ..
         } = self;
         let worked = thread::scope(|scope| {
             let parts = [
@@ -132,6 +139,7 @@ impl<'a> Load<'a> {
                 scope.spawn(move || tables.work(until)),
                 scope.spawn(move || copies.work(until)),
                 scope.spawn(move || notes.work(until)),
+                scope.spawn(move || kills.work(until)),
             ];
             let parts = parts.map(|part| part.join().expect("a part of the load that ends"));
             parts.into_iter().collect::<Result<(), String>>()
@@ -291,6 +299,22 @@ impl Copies<'_> {
         let name = format!("c{number}");
         let span = self.worker.zenith("pg destroy", &["pg", "destroy", &name, "--yes"])?;
         self.worker.step(format!("pg {name}"), span, None);
+        Ok(())
+    }
+}
+
+/// Services that die while their mounts are in use.
+struct Kills<'a> {
+    worker: Worker<'a>,
+}
+
+impl Kills<'_> {
+    fn work(&mut self, until: Instant) -> Result<(), String> {
+        while Instant::now() + KILLS_APART < until {
+            thread::sleep(KILLS_APART);
+            self.worker
+                .operation("take-over", || self.worker.machine.kill_service())?;
+        }
         Ok(())
     }
 }

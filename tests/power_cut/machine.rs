@@ -15,12 +15,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use crate::device::{Device, Kind};
 use crate::disk::{Arena, Disk};
 use crate::mutants::Mutant;
 use crate::postgres::{programs, server_user};
+use crate::service;
 
 const ZENITH: &str = env!("CARGO_BIN_EXE_zenith");
 const CLEAN_UP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/power_cut/clean-up.sh");
@@ -101,6 +102,8 @@ pub struct Machine<'a> {
     place: &'a Place,
     pub disk: Arc<Disk>,
     mutant: Option<Mutant>,
+    /// Held by commands, and alone by who kills the service: of an interrupted command nobody knows how far it came.
+    commands: RwLock<()>,
     _device: Device,
 }
 
@@ -120,6 +123,7 @@ impl Machine<'_> {
             place,
             disk,
             mutant: None,
+            commands: RwLock::default(),
         }
     }
 
@@ -157,6 +161,7 @@ impl Machine<'_> {
 
     /// What a command of zenith prints, or how it failed.
     pub fn zenith(&self, arguments: &[&str]) -> Result<String, String> {
+        let _unhurt = self.commands.read();
         let mut command = self.command(Path::new(ZENITH));
         if let Some(mutant) = &self.mutant {
             mutant.arm(&mut command, &self.store());
@@ -223,6 +228,14 @@ impl Machine<'_> {
     /// A number that says everything of a mounted snapshot's tree.
     pub fn snapshot_digest(&self, name: &str, tag: &str) -> Result<String, String> {
         tree_digest(&self.mountpoint(name).join(".zenith/snapshot").join(tag))
+    }
+
+    /// Ends the service alone while its mounts are in use; returns when the next one answers.
+    pub fn kill_service(&self) -> Result<(), String> {
+        let alone = self.commands.write();
+        service::kill_service(&self.store());
+        drop(alone);
+        self.zenith(&["status"]).map(drop)
     }
 
     /// Ends all processes at once, as crashes would. The kernel keeps what they wrote.

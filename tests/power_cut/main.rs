@@ -25,6 +25,9 @@ mod mutants;
 mod postgres;
 #[path = "../../pageserver/tests/support/random.rs"]
 mod random;
+#[allow(dead_code, reason = "tests take what they need")]
+#[path = "../support/service.rs"]
+mod service;
 
 use std::collections::BTreeMap;
 use std::env;

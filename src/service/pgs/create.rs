@@ -247,6 +247,7 @@ impl Service {
             storage: plan.storage.clone(),
             pg_bin: programs.dir.clone(),
             follows: plan.follows.clone(),
+            restarting: None,
             created: Timestamp::now(),
         };
         self.memory.change(|memory| {

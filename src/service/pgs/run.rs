@@ -1,5 +1,6 @@
 //! Starting, stopping, promoting and setting back what is there, and standbys beside it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pageserver::{Bond, BranchName, SnapshotName, Start, Tag};
@@ -11,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::postgres::server::{self, Status, StopMode};
 use crate::postgres::{Owner, cluster};
 use crate::service::jobs::Job;
+use crate::service::mounts::log_failure;
 
 /// How standbys are called: `replica-1`, `replica-2`, …
 const REPLICAS: &str = "replica-";
@@ -58,8 +60,28 @@ impl Service {
     }
 
     pub(super) fn restart_pg(self: &Arc<Self>, name: &BranchName, mode: StopMode, job: &Job) -> Result<()> {
-        self.stop_pg(name, mode, job)?;
-        self.start_pg(name, job)
+        self.noting_restart(name, mode, || {
+            self.stop_pg(name, mode, job)?;
+            self.start_pg(name, job)
+        })
+    }
+
+    /// Does what ends and starts a server so that it is started again also by the next service.
+    fn noting_restart<T>(&self, name: &BranchName, mode: StopMode, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let note = |restarting| {
+            self.memory.change(|memory| {
+                if let Some(record) = memory.pgs.get_mut(name) {
+                    record.restarting = restarting;
+                }
+            })
+        };
+        note(Some(mode))?;
+        let done = work();
+        log_failure(
+            "forget a restart that is over",
+            note(None).map_err(|error| error.message),
+        );
+        done
     }
 
     pub(super) fn promote_pg(self: &Arc<Self>, name: &BranchName, job: &Job) -> Result<()> {
@@ -91,18 +113,28 @@ impl Service {
             tag,
         };
         self.storages.store_of(name)?.snapshot(&to)?;
-        let ran = self.stop_pg(name, StopMode::Fast, job)?;
-        job.step(format!("set {name} back to {to}"));
-        let set_back = self.set_back(&to);
-        if let Ok(done) = &set_back {
-            job.step(format!("the state before is kept as {}", done.kept));
+        let runs = |dir: PathBuf| server::status(&dir) != Status::Stopped;
+        match self.table.head_of(name).is_some_and(runs) {
+            true => self.noting_restart(name, StopMode::Fast, || {
+                self.stop_pg(name, StopMode::Fast, job)?;
+                let set_back = self.set_back_telling(&to, job);
+                let started = self.start_pg(name, job);
+                let kept = set_back?;
+                started.map(|()| kept)
+            }),
+            false => {
+                // Ends what a server that is gone may have left.
+                self.stop_pg(name, StopMode::Fast, job)?;
+                self.set_back_telling(&to, job)
+            }
         }
-        let started = match ran {
-            true => self.start_pg(name, job),
-            false => Ok(()),
-        };
-        let kept = set_back?.kept;
-        started.map(|()| kept)
+    }
+
+    fn set_back_telling(self: &Arc<Self>, to: &SnapshotName, job: &Job) -> Result<SnapshotName> {
+        job.step(format!("set {} back to {to}", to.branch));
+        let kept = self.set_back(to)?.kept;
+        job.step(format!("the state before is kept as {kept}"));
+        Ok(kept)
     }
 
     /// What to know of the replicas of a pg that was set back: they went on to where it will not come again.

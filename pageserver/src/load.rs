@@ -83,21 +83,21 @@ pub fn head(shared: &Shared, catalog: &mut Catalog, layer: LayerId, orphans: Orp
     let parent = catalog.layer(layer)?.parent;
     let below = sealed(shared, catalog, parent)?;
     let mut ns = below.clone();
-    let changes = replay(shared, catalog, layer, &mut ns)?;
+    let (changes, found) = replay(shared, catalog, layer, &mut ns)?;
     if orphans == Orphans::End {
         end_orphans(shared, layer, &below, &mut ns)?;
     }
-    sweep_blocks(shared, layer, &ns)?;
+    sweep_blocks(shared, layer, &found, &ns)?;
     Ok(LoadedHead {
         ns,
         below,
-        changed: changes > 0,
+        changed: changes > 0 || !found.is_empty(),
     })
 }
 
-/// Applies a layer's changes and files to its parent's namespace; returns how many there were. Refused where a sealed
-/// layer's files are not what they were when it was sealed.
-fn replay(shared: &Shared, catalog: &Catalog, id: LayerId, ns: &mut Namespace) -> Result<usize> {
+/// Applies a layer's changes and files to its parent's namespace; returns how many changes there were, and the files. Refused
+/// where a sealed layer's files are not what they were when it was sealed.
+fn replay(shared: &Shared, catalog: &Catalog, id: LayerId, ns: &mut Namespace) -> Result<(usize, Vec<Found>)> {
     let changes = codec::apply_changes(&shared.db, id, ns)?;
     let found = Layer::open(&shared.disk, &shared.layers_dir, id).scan()?;
     if catalog.layer(id)?.has_parts
@@ -107,7 +107,7 @@ fn replay(shared: &Shared, catalog: &Catalog, id: LayerId, ns: &mut Namespace) -
         return Err(Error::Damaged { what });
     }
     apply_files(id, &found, ns);
-    Ok(changes + found.len())
+    Ok((changes, found))
 }
 
 /// Gives the files of a namespace the blocks that a layer's backing files have of them.
@@ -152,9 +152,9 @@ fn end_orphans(shared: &Shared, id: LayerId, below: &Namespace, ns: &mut Namespa
 }
 
 /// Removes blocks without an inode.
-fn sweep_blocks(shared: &Shared, id: LayerId, ns: &Namespace) -> Result<()> {
+fn sweep_blocks(shared: &Shared, id: LayerId, found: &[Found], ns: &Namespace) -> Result<()> {
     let layer = Layer::open(&shared.disk, &shared.layers_dir, id);
-    for file in layer.scan()? {
+    for file in found {
         let has_blocks = ns.inode(file.ino).is_ok_and(|inode| inode.kind == Kind::File);
         if !has_blocks {
             tracing::info!(layer = %id, ino = %file.ino, "sweeping blocks of a file that is gone");

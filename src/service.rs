@@ -34,6 +34,7 @@ mod storages;
 mod table;
 mod tcp;
 pub mod token;
+mod upkeep;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -224,6 +225,10 @@ impl Service {
                 log_failure("stop", self.stop(true));
             }
         }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.borrow().is_some()
     }
 
     /// Unmounts everything and lets the process end. Refused while a mount is in use, unless forced.

@@ -25,9 +25,9 @@ pub struct LayerRecord {
     /// The database has its whole namespace, not only its changes.
     #[serde(default)]
     pub has_image: bool,
-    /// It is sealed, and the database has what its backing files were then.
+    /// It is sealed, and the database has what its backing files were then, with a checksum for each block.
     #[serde(default)]
-    pub has_parts: bool,
+    pub has_sums: bool,
 }
 
 impl LayerRecord {
@@ -36,7 +36,7 @@ impl LayerRecord {
             parent,
             timeline,
             has_image: false,
-            has_parts: false,
+            has_sums: false,
         }
     }
 }

@@ -4,15 +4,15 @@
 //!   database     log and manifest as far as they were synced, every record with its checksum
 //!   catalog      who stands on whom, whose head, which names          (check/catalog.rs)
 //!   layers       directories, backing files, namespaces, images       (check/layers.rs, check/tree.rs)
+//!   blocks       every block of a sealed layer, when asked for it     (check/blocks.rs)
 //! ```
 //!
 //! A check only reads. It works on an open store, and on a closed one that may be too damaged to open ([`Store::check`],
 //! [`check_closed`]); on an open one each layer is looked at while nobody can change it, and heads in use are left
 //! out. It finds [`Finding`]s; some have a [`Repair`], which is done only when asked for. A repair deletes nothing that can
 //! hold somebody's data: that is put aside in `lost/`.
-//!
-//! Blocks within a backing file have no checksums yet, so other bytes in one are not found.
 
+mod blocks;
 mod catalog;
 mod layers;
 mod repair;
@@ -29,8 +29,10 @@ use crate::catalog::Catalog;
 use crate::db::{CATALOG, Db, NAMESPACE, Suspect};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::layer::Layers;
 use crate::names::Tag;
 use crate::namespace::{Change, Namespace};
+use crate::parts::Pace;
 use crate::store::{DB_DIR, LAYERS_DIR, LOST_DIR, Store, check_format, lock};
 use crate::types::{LayerId, TimelineId};
 
@@ -123,12 +125,23 @@ impl Finding {
 /// Hears what is looked at next.
 pub type Progress<'a> = &'a mut dyn FnMut(&str);
 
+/// What a check is to do.
+#[derive(Default)]
+pub struct Checks<'a> {
+    /// Read all sealed blocks, too, from this layer on (they come in order of their numbers).
+    pub blocks_from: Option<LayerId>,
+    /// Hears of what is read for that; may take its time.
+    pub pace: Option<Pace<'a>>,
+    /// Do what can be done about what is found.
+    pub repair: bool,
+}
+
 /// A store being checked. Everything is read through here, so that it is the same for an open and for a closed one.
 struct Checker<'a> {
     dir: &'a Path,
     disk: &'a Disk,
     db: &'a Db,
-    layers_dir: PathBuf,
+    layers: Layers,
     /// The catalog as it was when the check began.
     catalog: Catalog,
     /// The store, when it is open.
@@ -154,20 +167,21 @@ enum Turn<'a> {
 }
 
 impl Store {
-    /// Checks the store while it is in use; `repair` what can be.
-    pub fn check(&self, repair: bool, progress: Progress) -> Result<Vec<Finding>> {
+    /// Checks the store while it is in use.
+    pub fn check(&self, checks: Checks, progress: Progress) -> Result<Vec<Finding>> {
+        let repair = checks.repair;
         let catalog = self.catalog().clone();
         let checker = Checker {
             dir: self.dir(),
             disk: &self.shared.disk,
             db: &self.shared.db,
-            layers_dir: self.shared.layers_dir.clone(),
+            layers: self.shared.layers.clone(),
             catalog,
             live: Some(self),
             namespaces: BTreeMap::new(),
             findings: Vec::new(),
         };
-        let mut findings = checker.run(progress);
+        let mut findings = checker.run(checks, progress);
         if repair {
             self.repair(&mut findings)?;
         }
@@ -175,8 +189,9 @@ impl Store {
     }
 }
 
-/// Checks a store that nobody has open, whether it can be opened or not; `repair` what can be.
-pub fn check_closed(dir: &Path, disk: &Disk, repair: bool, progress: Progress) -> Result<Vec<Finding>> {
+/// Checks a store that nobody has open, whether it can be opened or not.
+pub fn check_closed(dir: &Path, disk: &Disk, checks: Checks, progress: Progress) -> Result<Vec<Finding>> {
+    let repair = checks.repair;
     let found = match check_format(dir) {
         Err(Error::Damaged { what }) => vec![Finding::damage("format", what)],
         other => other.map(|()| Vec::new())?,
@@ -188,7 +203,7 @@ pub fn check_closed(dir: &Path, disk: &Disk, repair: bool, progress: Progress) -
     findings.extend(damage);
     if lets_open {
         findings.extend(match Db::open_read_only(&dir.join(DB_DIR)) {
-            Ok(db) => check_database(dir, disk, &db, progress),
+            Ok(db) => check_database(dir, disk, &db, checks, progress),
             Err(error) => vec![Finding::damage("db", format!("it can't be opened: {error}"))],
         });
     } else {
@@ -221,7 +236,7 @@ fn log_damage(dir: &Path) -> Result<(Vec<Finding>, bool)> {
     Ok((suspects.iter().map(finding).collect(), lets_open))
 }
 
-fn check_database(dir: &Path, disk: &Disk, db: &Db, progress: Progress) -> Vec<Finding> {
+fn check_database(dir: &Path, disk: &Disk, db: &Db, checks: Checks, progress: Progress) -> Vec<Finding> {
     let mut findings = Vec::new();
     let catalog = Catalog::read(db, |error| {
         findings.push(Finding::damage("catalog", error.to_string()));
@@ -235,17 +250,21 @@ fn check_database(dir: &Path, disk: &Disk, db: &Db, progress: Progress) -> Vec<F
         dir,
         disk,
         db,
-        layers_dir: dir.join(LAYERS_DIR),
+        layers: Layers {
+            disk: disk.clone(),
+            dir: dir.join(LAYERS_DIR),
+            sums: None,
+        },
         catalog,
         live: None,
         namespaces: BTreeMap::new(),
         findings,
     };
-    checker.run(progress)
+    checker.run(checks, progress)
 }
 
 impl<'a> Checker<'a> {
-    fn run(mut self, progress: Progress) -> Vec<Finding> {
+    fn run(mut self, checks: Checks, progress: Progress) -> Vec<Finding> {
         progress("reading every record of the database");
         self.records();
         progress("looking at the catalog");
@@ -254,9 +273,22 @@ impl<'a> Checker<'a> {
         self.directories();
         let layers: Vec<LayerId> = self.catalog.layers().map(|(id, _)| id).collect();
         progress(&format!("looking at {} layers", layers.len()));
-        layers.into_iter().for_each(|id| self.layer(id));
+        layers.iter().for_each(|id| self.layer(*id));
+        self.all_blocks(&layers, checks, progress);
         self.lost();
         self.findings
+    }
+
+    fn all_blocks(&mut self, layers: &[LayerId], checks: Checks, progress: Progress) {
+        let Some(from) = checks.blocks_from else {
+            return;
+        };
+        let mut unpaced = |_| true;
+        let pace = checks.pace.unwrap_or(&mut unpaced);
+        for (nth, id) in layers.iter().enumerate().filter(|(_, id)| **id >= from) {
+            progress(&format!("reading layer {id}, {} of {}", nth + 1, layers.len()));
+            self.blocks(*id, pace);
+        }
     }
 
     fn found(&mut self, finding: Finding) {

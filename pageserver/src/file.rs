@@ -140,9 +140,7 @@ impl Content {
         let map = BlockMap::filled(self.size, 0);
         for (slot, part) in self.parts.iter().enumerate().skip(1) {
             map.set(part.floor.div_ceil(BLOCK)..u64::MAX, HOLE);
-            for range in part.backing.disk().data_ranges(part.backing.file()?)? {
-                map.set(range.start / BLOCK..range.end.div_ceil(BLOCK), slot as u16);
-            }
+            part.backing.each_range(|blocks| map.set(blocks, slot as u16))?;
         }
         Ok(map)
     }
@@ -169,7 +167,7 @@ impl Content {
         let len = self.size.saturating_sub(offset).min(buf.len() as u64);
         let buf = &mut buf[..len as usize];
         match (&self.map, self.parts.first()) {
-            (None, Some(part)) => read_part(part, offset, buf)?,
+            (None, Some(part)) => part.backing.read(buf, offset)?,
             (None, None) => buf.fill(0),
             (Some(map), _) => self.read_runs(map, offset, buf)?,
         }
@@ -187,7 +185,7 @@ impl Content {
             let target = &mut buf[(run.start - offset) as usize..(run.end - offset) as usize];
             match slot {
                 HOLE => target.fill(0),
-                slot => read_part(&self.parts[slot as usize], run.start, target)?,
+                slot => self.parts[slot as usize].backing.read(target, run.start)?,
             }
         }
         Ok(())
@@ -231,18 +229,4 @@ impl Content {
             _ => None,
         })
     }
-}
-
-/// Reads what a part has. Only the last block of a part may end early, and reads as zeros from there.
-fn read_part(part: &Part, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-    let read = part.backing.disk().read_at(part.backing.file()?, buf, offset)?;
-    let end = (offset + read as u64).next_multiple_of(BLOCK);
-    if read < buf.len() && end < offset + buf.len() as u64 {
-        return Err(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            format!("layer {}: a backing file is too short", part.backing.layer()),
-        ));
-    }
-    buf[read..].fill(0);
-    Ok(())
 }

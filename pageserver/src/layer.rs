@@ -12,24 +12,68 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::disk::{Disk, DiskFile, Stat};
 use crate::error::{Error, Result};
+use crate::sums::Sums;
 use crate::sync_point::SyncPoint;
-use crate::types::{Ino, LayerId};
+use crate::types::{BLOCK, Ino, LayerId};
 
 /// Above so many files one sync of the whole filesystem is cheaper than one for each.
 const SYNC_ONE_BY_ONE_MAX: usize = 64;
 
 pub const HALF_MADE: &str = ".new";
 
+/// Where the layers of a store lie, and what is known of their blocks. Cheap to clone.
+#[derive(Clone)]
+pub struct Layers {
+    pub disk: Disk,
+    pub dir: PathBuf,
+    /// None where only names and sizes are looked at.
+    pub sums: Option<Arc<Sums>>,
+}
+
+impl Layers {
+    pub fn path(&self, id: LayerId) -> PathBuf {
+        self.dir.join(id.to_string())
+    }
+
+    /// Makes a layer's directory, not yet durable.
+    pub fn create(&self, id: LayerId) -> Result<Arc<Layer>> {
+        let path = self.path(id);
+        let made = self.disk.make_dir(&path);
+        made.map_err(Error::io(format!("make {}", path.display())))?;
+        let layer = self.open(id);
+        layer.name.changed();
+        Ok(layer)
+    }
+
+    /// A layer whose directory is there and durable.
+    pub fn open(&self, id: LayerId) -> Arc<Layer> {
+        Arc::new(Layer {
+            id,
+            disk: self.disk.clone(),
+            path: self.path(id),
+            sums: self.sums.clone(),
+            summed: AtomicU64::new(0),
+            name: SyncPoint::default(),
+            names: SyncPoint::default(),
+            unsynced: Mutex::default(),
+            syncing: Mutex::default(),
+        })
+    }
+}
+
 pub struct Layer {
     pub id: LayerId,
     disk: Disk,
     path: PathBuf,
+    sums: Option<Arc<Sums>>,
+    /// When it was last looked up whether the layer has checksums ([`Sums::changes`]) times two, plus one if it has.
+    summed: AtomicU64,
     /// The directory's own name.
     name: SyncPoint,
     /// The names in it.
@@ -58,32 +102,19 @@ pub struct Found {
 }
 
 impl Layer {
-    /// Where the layer lies below the store's directory of layers.
-    pub fn path(layers: &Path, id: LayerId) -> PathBuf {
-        layers.join(id.to_string())
-    }
-
-    /// Makes the layer's directory, not yet durable.
-    pub fn create(disk: &Disk, layers: &Path, id: LayerId) -> Result<Arc<Layer>> {
-        let path = Layer::path(layers, id);
-        disk.make_dir(&path)
-            .map_err(Error::io(format!("make {}", path.display())))?;
-        let layer = Layer::open(disk, layers, id);
-        layer.name.changed();
-        Ok(layer)
-    }
-
-    /// A layer whose directory is there and durable.
-    pub fn open(disk: &Disk, layers: &Path, id: LayerId) -> Arc<Layer> {
-        Arc::new(Layer {
-            id,
-            disk: disk.clone(),
-            path: Layer::path(layers, id),
-            name: SyncPoint::default(),
-            names: SyncPoint::default(),
-            unsynced: Mutex::default(),
-            syncing: Mutex::default(),
-        })
+    /// The checksums of its blocks, if it has them yet.
+    fn sums(&self) -> Option<&Sums> {
+        let sums = self.sums.as_deref()?;
+        let (known, now) = (self.summed.load(Ordering::Relaxed), sums.changes());
+        let is_summed = match known / 2 == now {
+            true => known % 2 == 1,
+            false => {
+                let is_summed = sums.has(self.id);
+                self.summed.store(now * 2 + u64::from(is_summed), Ordering::Relaxed);
+                is_summed
+            }
+        };
+        is_summed.then_some(sums)
     }
 
     fn file_path(&self, ino: Ino) -> PathBuf {
@@ -169,9 +200,14 @@ impl Layer {
         Ok(found)
     }
 
+    /// The backing file of a file, for reading.
+    pub fn open_file(&self, ino: Ino) -> io::Result<DiskFile> {
+        self.disk.open(&self.file_path(ino), false)
+    }
+
     /// What the backing file of a file tells.
     pub fn inspect(&self, ino: Ino) -> io::Result<Found> {
-        let file = self.disk.open(&self.file_path(ino), false)?;
+        let file = self.open_file(ino)?;
         Ok(Found {
             ino,
             stat: self.disk.stat(&file)?,
@@ -276,6 +312,64 @@ impl Backing {
         let outcome = self.disk().write_at(file, data, offset);
         self.changed();
         outcome
+    }
+
+    /// Fills `buf` with what the layer has from `offset` on: zeros where it has nothing, and an error where that is not what was
+    /// sealed.
+    pub fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let Some(sums) = self.layer.sums() else {
+            return self.read_unverified(buf, offset);
+        };
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let (inside, left) = (at % BLOCK, buf.len() - done);
+            if inside == 0 && left as u64 >= BLOCK {
+                let whole = left - left % BLOCK as usize;
+                self.read_blocks(sums, &mut buf[done..done + whole], at)?;
+                done += whole;
+            } else {
+                let mut block = [0; BLOCK as usize];
+                self.read_blocks(sums, &mut block, at - inside)?;
+                let wanted = &block[inside as usize..];
+                let len = wanted.len().min(left);
+                buf[done..done + len].copy_from_slice(&wanted[..len]);
+                done += len;
+            }
+        }
+        Ok(())
+    }
+
+    /// Only the last block may end early, and reads as zeros from there.
+    fn read_unverified(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let read = self.disk().read_at(self.file()?, buf, offset)?;
+        let end = (offset + read as u64).next_multiple_of(BLOCK);
+        if read < buf.len() && end < offset + buf.len() as u64 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("layer {}: a backing file is too short", self.layer.id),
+            ));
+        }
+        buf[read..].fill(0);
+        Ok(())
+    }
+
+    fn read_blocks(&self, sums: &Sums, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let read = self.disk().read_at(self.file()?, buf, offset)?;
+        buf[read..].fill(0);
+        sums.verify(self.layer.id, self.ino, offset, buf)
+    }
+
+    /// Calls `each` with every range of blocks that the layer has of the file.
+    pub fn each_range(&self, mut each: impl FnMut(Range<u64>)) -> io::Result<()> {
+        if let Some(sums) = self.layer.sums() {
+            let each_block = sums.each_block(self.layer.id, self.ino, |block| each(block..block + 1));
+            return Ok(each_block?);
+        }
+        for bytes in self.disk().data_ranges(self.file()?)? {
+            each(bytes.start / BLOCK..bytes.end.div_ceil(BLOCK));
+        }
+        Ok(())
     }
 
     pub fn is_durable(&self) -> bool {

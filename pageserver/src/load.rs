@@ -12,7 +12,7 @@ use rocksdb::WriteBatch;
 
 use crate::catalog::{Catalog, Entry};
 use crate::error::{Error, Result};
-use crate::layer::{Found, Layer};
+use crate::layer::Found;
 use crate::namespace::{Change, Inode, Namespace, PartRef, codec};
 use crate::parts;
 use crate::shared::Shared;
@@ -99,8 +99,8 @@ pub fn head(shared: &Shared, catalog: &mut Catalog, layer: LayerId, orphans: Orp
 /// where a sealed layer's files are not what they were when it was sealed.
 fn replay(shared: &Shared, catalog: &Catalog, id: LayerId, ns: &mut Namespace) -> Result<(usize, Vec<Found>)> {
     let changes = codec::apply_changes(&shared.db, id, ns)?;
-    let found = Layer::open(&shared.disk, &shared.layers_dir, id).scan()?;
-    if catalog.layer(id)?.has_parts
+    let found = shared.layers.open(id).scan()?;
+    if catalog.layer(id)?.has_sums
         && let Some(difference) = parts::differences(&shared.db, id, &found, ns)?.first()
     {
         let what = format!("layer {id}: {difference}");
@@ -153,7 +153,7 @@ fn end_orphans(shared: &Shared, id: LayerId, below: &Namespace, ns: &mut Namespa
 
 /// Removes blocks without an inode.
 fn sweep_blocks(shared: &Shared, id: LayerId, found: &[Found], ns: &Namespace) -> Result<()> {
-    let layer = Layer::open(&shared.disk, &shared.layers_dir, id);
+    let layer = shared.layers.open(id);
     for file in found {
         let has_blocks = ns.inode(file.ino).is_ok_and(|inode| inode.kind == Kind::File);
         if !has_blocks {

@@ -1,43 +1,156 @@
-//! What the backing files of a sealed layer were when it was sealed.
+//! What the backing files of a sealed layer were when it was sealed: their sizes, their floors, their blocks.
 //!
-//! While a layer is a head its backing files alone say what they are: sizes and floors change with every write, and no
-//! write touches the database. A sealed one is never written again, so once it is durable the database keeps the size
-//! and the floor of each file in it. A file that is gone, cut short, or under another name later is then damage, and not a file
-//! that is shorter or older. Blocks within a file have no checksums yet.
+//! While a layer is a head its backing files alone say what they are: they change with every write, and no write touches the
+//! database. A sealed one is never written again. So when nobody waits, the store reads it once ([`Store::sum_next`]), and the database
+//! keeps what was found: the size and the floor of each file, and the checksums of its blocks ([`crate::sums`]). What is gone, cut short,
+//! under another name or of other bytes later is then damage, and not something shorter or older.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::iter::Peekable;
 
 use rocksdb::WriteBatch;
 
-use crate::catalog::Entry;
+use crate::catalog::{Catalog, Entry};
 use crate::db::Db;
-use crate::error::Result;
+use crate::disk::DiskFile;
+use crate::error::{Error, Result};
 use crate::layer::{Found, Layer};
+use crate::load;
 use crate::namespace::{Namespace, codec};
 use crate::store::Store;
-use crate::types::{Ino, Kind, LayerId};
+use crate::sums::{self, CHUNK, CHUNK_BLOCKS, Chunk};
+use crate::types::{BLOCK, Ino, Kind, LayerId};
 
 /// Stands for a floor that is not kept.
 const NO_FLOOR: u64 = u64::MAX;
 
+/// Hears how many bytes were read for something that nobody waits for, and may take its time before more are. False ends the work; it
+/// begins anew later.
+pub type Pace<'a> = &'a mut dyn FnMut(u64) -> bool;
+
 impl Store {
-    /// Keeps what the files of a sealed layer are, to be called when they are durable. Costs nothing the second time.
-    pub(crate) fn keep_parts(&self, id: LayerId) -> Result<()> {
-        let shared = &self.shared;
-        let ns = match shared.namespace(id) {
-            Some(ns) if !self.catalog().layer(id)?.has_parts => ns,
-            _ => return Ok(()),
+    /// Keeps what the oldest sealed layer holds of which that is not known yet. False when there is none, or `pace` has ended it.
+    pub fn sum_next(&self, pace: Pace) -> Result<bool> {
+        let (id, ns) = {
+            let mut catalog = self.catalog();
+            let Some(id) = catalog.unsummed().next() else {
+                return Ok(false);
+            };
+            (id, load::sealed(&self.shared, &mut catalog, Some(id))?)
         };
-        let mut batch = WriteBatch::default();
-        for file in Layer::open(&shared.disk, &shared.layers_dir, id).scan()? {
-            if is_file(&ns, file.ino) {
-                codec::put_part(&shared.db, &mut batch, id, file.ino, &encode(&file));
+        let summed = self.sum_files(id, &ns, pace);
+        match summed {
+            // It was destroyed meanwhile.
+            Err(_) if self.catalog().layer(id).is_err() => Ok(true),
+            summed => summed,
+        }
+    }
+
+    /// How many sealed layers wait for [`Store::sum_next`].
+    pub fn unsummed(&self) -> usize {
+        self.catalog().unsummed().count()
+    }
+
+    fn sum_files(&self, id: LayerId, ns: &Namespace, pace: Pace) -> Result<bool> {
+        let layer = self.shared.layers.open(id);
+        let found = layer.scan()?;
+        for file in found.iter().filter(|file| is_file(ns, file.ino)) {
+            if !self.sum_file(&layer, file, pace)? {
+                return Ok(false);
             }
         }
+        self.at("sums: made");
         let mut catalog = self.catalog();
         let mut record = catalog.layer(id)?.clone();
-        record.has_parts = true;
-        catalog.commit(&shared.db, batch, vec![Entry::Layer(id, Some(record))])
+        record.has_sums = true;
+        let entries = vec![Entry::Layer(id, Some(record))];
+        catalog.commit(&self.shared.db, WriteBatch::default(), entries)?;
+        self.shared.sums.add(id);
+        Ok(true)
+    }
+
+    fn sum_file(&self, layer: &Layer, found: &Found, pace: Pace) -> Result<bool> {
+        let failed = || Error::io(format!("read the file {} of layer {}", found.ino, layer.id));
+        let disk = &self.shared.disk;
+        let file = layer.open_file(found.ino).map_err(failed())?;
+        // What is taken for damage later must not be what a power cut has left.
+        disk.sync_data(&file).map_err(failed())?;
+        let mut reader = Reader {
+            store: self,
+            file: &file,
+            buf: vec![0; CHUNK as usize],
+        };
+        let ranges = disk.data_ranges(&file).map_err(failed())?;
+        let mut blocks = ranges
+            .into_iter()
+            .flat_map(|range| range.start / BLOCK..range.end.div_ceil(BLOCK))
+            .peekable();
+        while let Some((number, blocks)) = next_chunk(&mut blocks) {
+            let (chunk, bytes) = reader.sum(number, &blocks).map_err(failed())?;
+            let write = |db: &Db, batch: &mut WriteBatch| sums::put(db, batch, layer.id, found.ino, number, &chunk);
+            self.write_of(layer.id, write)?;
+            if !pace(bytes) {
+                return Ok(false);
+            }
+        }
+        let write = |db: &Db, batch: &mut WriteBatch| codec::put_part(db, batch, layer.id, found.ino, &encode(found));
+        self.write_of(layer.id, write)?;
+        Ok(true)
+    }
+
+    /// Writes records of a layer, unless it was destroyed: its records went with it.
+    fn write_of(&self, id: LayerId, put: impl FnOnce(&Db, &mut WriteBatch)) -> Result<()> {
+        let catalog = self.catalog();
+        catalog.layer(id)?;
+        let mut batch = WriteBatch::default();
+        put(&self.shared.db, &mut batch);
+        self.shared.db.write(batch)
+    }
+}
+
+/// Reads chunks of a backing file.
+struct Reader<'a> {
+    store: &'a Store,
+    file: &'a DiskFile,
+    buf: Vec<u8>,
+}
+
+impl Reader<'_> {
+    /// The checksums of the blocks of a chunk, and how many bytes were read for them.
+    fn sum(&mut self, number: u64, blocks: &[u64]) -> io::Result<(Chunk, u64)> {
+        let mut chunk = Chunk::default();
+        for run in blocks.chunk_by(|a, b| a + 1 == *b) {
+            let first = run[0];
+            let buf = &mut self.buf[..run.len() * BLOCK as usize];
+            let offset = number * CHUNK + first * BLOCK;
+            let read = self.store.shared.disk.read_at(self.file, buf, offset)?;
+            buf[read..].fill(0);
+            for (block, bytes) in run.iter().zip(buf.chunks(BLOCK as usize)) {
+                chunk.push(*block, sums::of(bytes));
+            }
+        }
+        Ok((chunk, blocks.len() as u64 * BLOCK))
+    }
+}
+
+/// The next chunk that has some of `blocks`, which come in order, and which blocks of the chunk they are.
+fn next_chunk(blocks: &mut Peekable<impl Iterator<Item = u64>>) -> Option<(u64, Vec<u64>)> {
+    let number = blocks.peek()? / CHUNK_BLOCKS;
+    let mut inside = Vec::new();
+    while let Some(block) = blocks.next_if(|block| block / CHUNK_BLOCKS == number) {
+        inside.push(block % CHUNK_BLOCKS);
+    }
+    Some((number, inside))
+}
+
+impl Catalog {
+    /// The sealed layers whose blocks have no checksums yet, oldest first.
+    fn unsummed(&self) -> impl Iterator<Item = LayerId> {
+        let heads: BTreeSet<LayerId> = self.timelines().map(|(_, record)| record.head).collect();
+        self.layers()
+            .filter(move |(id, record)| !record.has_sums && !heads.contains(id))
+            .map(|(id, _)| id)
     }
 }
 

@@ -14,10 +14,11 @@ use crate::catalog::{Catalog, INO_KEY};
 use crate::db::{CATALOG, Db};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::layer::Layer;
+use crate::layer::{Layer, Layers};
 use crate::namespace::Namespace;
 use crate::poison::Marks;
 use crate::room::Room;
+use crate::sums::Sums;
 use crate::sync_point::is_disk_failure;
 use crate::types::{Ino, LayerId};
 
@@ -32,10 +33,11 @@ const NAMESPACES_MAX: usize = 256;
 
 pub struct Shared {
     pub disk: Disk,
-    pub db: Db,
+    pub db: Arc<Db>,
     pub room: Arc<Room>,
     pub poisoned: Marks,
-    pub layers_dir: PathBuf,
+    pub layers: Layers,
+    pub sums: Arc<Sums>,
     inos: Mutex<Lease>,
     namespaces: Mutex<VecDeque<(LayerId, Namespace)>>,
     doomed: Mutex<Vec<(Arc<Layer>, Ino)>>,
@@ -55,13 +57,14 @@ struct Lease {
 }
 
 impl Shared {
-    /// `watch` is a file of the store's filesystem.
+    /// `layers` is where they lie, `watch` a file of the store's filesystem.
     pub fn open(
         disk: Disk,
         db: Db,
+        catalog: &Catalog,
         room: Arc<Room>,
         poisoned: Marks,
-        layers_dir: PathBuf,
+        layers: PathBuf,
         watch: File,
     ) -> Result<Shared> {
         let next = match db.get(CATALOG, INO_KEY)? {
@@ -70,12 +73,21 @@ impl Shared {
             })?,
             None => Ino::FIRST.0,
         };
+        let db = Arc::new(db);
+        let summed = catalog.layers().filter(|(_, record)| record.has_sums);
+        let sums = Arc::new(Sums::new(db.clone(), summed.map(|(id, _)| id)));
+        let layers = Layers {
+            disk: disk.clone(),
+            dir: layers,
+            sums: Some(sums.clone()),
+        };
         Ok(Shared {
             disk,
             db,
             room,
             poisoned,
-            layers_dir,
+            layers,
+            sums,
             inos: Mutex::new(Lease { next, end: next }),
             namespaces: Mutex::default(),
             doomed: Mutex::default(),
@@ -134,14 +146,14 @@ impl Shared {
     }
 
     fn sync_one_by_one(&self) -> io::Result<()> {
-        for layer in self.disk.list(&self.layers_dir)? {
-            let layer = self.layers_dir.join(layer);
+        for layer in self.disk.list(&self.layers.dir)? {
+            let layer = self.layers.dir.join(layer);
             for name in self.disk.list(&layer)? {
                 self.disk.sync_data(&self.disk.open(&layer.join(name), false)?)?;
             }
             self.disk.sync_dir(&layer)?;
         }
-        self.disk.sync_dir(&self.layers_dir)
+        self.disk.sync_dir(&self.layers.dir)
     }
 
     /// An inode number that was never given before.

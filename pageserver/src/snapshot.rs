@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Catalog, Entry, LayerRecord, Origin, SnapshotRecord, TimelineRecord};
 use crate::error::{Error, Result};
-use crate::layer::Layer;
 use crate::names::{BranchName, SnapshotName, Tag};
 use crate::pg::{self, ControlFile, PgInfo, Purpose};
 use crate::store::{Store, refuse_origin};
@@ -149,7 +148,6 @@ impl Store {
         self.at("seal: heads swapped");
         timeline.sync_sealed()?;
         self.at("seal: synced");
-        self.keep_parts(layer)?;
         Ok(SnapshotRecord {
             layer,
             created: now,
@@ -166,7 +164,7 @@ impl Store {
         mut record: TimelineRecord,
     ) -> Result<(LayerId, Option<PgInfo>)> {
         let next = LayerId(catalog.next_number());
-        let layer = Layer::create(&self.shared.disk, &self.shared.layers_dir, next)?;
+        let layer = self.shared.layers.create(next)?;
         // Any sync from the swap on may make the new head durable, and a head without its directory can't be loaded.
         layer.sync_names().map_err(Error::io("make a layer durable"))?;
         self.at("seal: layer made");

@@ -27,7 +27,6 @@ use crate::db::Db;
 use crate::disk::Disk;
 use crate::disk::probe::{Fitness, PROBE_FILE, fitness, probe};
 use crate::error::{Error, Result};
-use crate::layer::Layer;
 use crate::load::{self, Orphans};
 use crate::names::{BranchName, SnapshotName};
 use crate::namespace::ops::{leave_out, new_inode};
@@ -152,7 +151,7 @@ impl Store {
             dir: dir.join(POISONED_DIR),
         };
         let watch = lock.try_clone().map_err(Error::io("watch the store's filesystem"))?;
-        let shared = Shared::open(disk, db, room, poisoned, dir.join(LAYERS_DIR), watch)?;
+        let shared = Shared::open(disk, db, &catalog, room, poisoned, dir.join(LAYERS_DIR), watch)?;
         let store = Store {
             dir: dir.into(),
             shared: Arc::new(shared),
@@ -298,7 +297,7 @@ impl Store {
             None => vec![root_dir(owner, now)?],
         };
         let id = LayerId(catalog.next_number());
-        let layer = Layer::create(&self.shared.disk, &self.shared.layers_dir, id)?;
+        let layer = self.shared.layers.create(id)?;
         self.at("head: layer made");
         layer.sync_names().map_err(Error::io("make a layer durable"))?;
         let mut batch = WriteBatch::default();
@@ -441,13 +440,14 @@ impl Store {
                 self.at("collect: about to remove");
                 self.sealed_bytes().remove(&id);
                 self.wal_bytes().remove(&id);
+                self.shared.sums.remove(id);
                 self.remove_layer_dir(id)?;
             }
         }
     }
 
     fn remove_layer_dir(&self, id: LayerId) -> Result<()> {
-        let path = Layer::path(&self.shared.layers_dir, id);
+        let path = self.shared.layers.path(id);
         let removed = self.shared.disk.remove_dir(&path);
         removed.map_err(Error::io(format!("remove {}", path.display())))
     }
@@ -456,7 +456,7 @@ impl Store {
     fn sweep(&self) -> Result<()> {
         let mut catalog = self.catalog();
         self.collect(&mut catalog)?;
-        let dir = &self.shared.layers_dir;
+        let dir = &self.shared.layers.dir;
         let names = self.shared.disk.list(dir).map_err(Error::io("list the layers"))?;
         for name in names {
             if let Some(id) = layer_of_name(&name)
@@ -472,7 +472,7 @@ impl Store {
     /// Removes a layer without a record that is destroyed or empty. One with blocks that the database does not know yet
     /// is put aside: after a power cut it holds writes that nobody synced, but a damaged database looks the same.
     fn sweep_layer(&self, id: LayerId, is_past: bool) -> Result<()> {
-        let path = Layer::path(&self.shared.layers_dir, id);
+        let path = self.shared.layers.path(id);
         let names = self.shared.disk.list(&path);
         let is_empty = names.map_err(Error::io(format!("list {}", path.display())))?.is_empty();
         if is_past || is_empty {

@@ -77,9 +77,11 @@ impl SyncPoint {
     }
 }
 
-/// Whether an error can mean that bytes were lost; not where the process merely ran out of descriptors before it began.
+/// Whether an error can mean that written bytes were lost; not where the process merely ran out of descriptors before it began, nor where
+/// something sealed is not what it was.
 pub fn is_disk_failure(error: &io::Error) -> bool {
-    !matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+    let is_damage = error.kind() == io::ErrorKind::InvalidData;
+    !is_damage && !matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ impl Timeline {
         loaded: LoadedHead,
         poisoned: bool,
     ) -> Timeline {
-        let layer = Layer::open(&shared.disk, &shared.layers_dir, layer);
+        let layer = shared.layers.open(layer);
         Timeline {
             id,
             name,

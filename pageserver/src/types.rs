@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,16 @@ pub struct LayerId(pub u64);
 impl fmt::Display for LayerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08x}", self.0)
+    }
+}
+
+impl FromStr for LayerId {
+    type Err = String;
+
+    /// As it is printed.
+    fn from_str(text: &str) -> Result<LayerId, String> {
+        let number = u64::from_str_radix(text, 16).map(LayerId);
+        number.map_err(|_| format!("{text:?} is no layer: they are hexadecimal numbers"))
     }
 }
 

@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
-use crate::layer::Layer;
 use crate::names::{BranchName, SnapshotName};
 use crate::store::Store;
 use crate::types::LayerId;
@@ -64,7 +63,7 @@ impl Store {
         if let Some(bytes) = self.sealed_bytes().get(&id).filter(|_| is_sealed) {
             return Ok(*bytes);
         }
-        let path = Layer::path(&self.shared.layers_dir, id);
+        let path = self.shared.layers.path(id);
         let bytes = self.shared.disk.bytes_in(&path);
         let bytes = bytes.map_err(Error::io(format!("look at {}", path.display())))?;
         if is_sealed {

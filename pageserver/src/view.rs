@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -13,7 +12,7 @@ use crate::disk::Disk;
 use crate::error::FsResult;
 use crate::file::File;
 use crate::file_table::FileTable;
-use crate::layer::{Backing, Layer};
+use crate::layer::{Backing, Layer, Layers};
 use crate::namespace::{Inode, Namespace};
 use crate::room::Room;
 use crate::shared::Shared;
@@ -22,7 +21,7 @@ use crate::types::{Attr, DirEntry, Ino, Kind, LayerId, Seek, Space};
 pub struct View {
     disk: Disk,
     room: Arc<Room>,
-    layers_dir: PathBuf,
+    store: Layers,
     /// The layer on top; in a timeline's view it moves with every seal.
     top: AtomicU64,
     /// Whether the layer on top is a head.
@@ -38,7 +37,7 @@ impl View {
         View {
             disk: shared.disk.clone(),
             room: shared.room.clone(),
-            layers_dir: shared.layers_dir.clone(),
+            store: shared.layers.clone(),
             top: AtomicU64::new(layer.0),
             writable: false,
             ns: RwLock::new(ns),
@@ -177,9 +176,7 @@ impl View {
 
     fn backing(&self, id: LayerId, ino: Ino) -> Arc<Backing> {
         let mut layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
-        let layer = layers
-            .entry(id)
-            .or_insert_with(|| Layer::open(&self.disk, &self.layers_dir, id));
+        let layer = layers.entry(id).or_insert_with(|| self.store.open(id));
         layer.backing(ino, self.writable && id == self.layer())
     }
 

@@ -2,11 +2,11 @@
 //! through all its views. What was damaged is told by an error or by the check, or nothing of it can be seen. Never may it
 //! panic, hang, or show other names, sizes or attributes as if they were right.
 //!
-//! **Limits until blocks have checksums (step 4).** Bytes *within* a backing file can be other ones and nobody here sees it; and the
-//! backing files of a head, which are not sealed, are taken with the size that they have. Both are counted and printed,
-//! and allowed for backing files only. Postgres' page checksums see the first.
+//! **Limits.** The backing files of a head, which nothing has sealed, are taken with the bytes and the size that they have. Both are
+//! counted and printed. Postgres' page checksums see the first.
 //!
 //! `ZENITH_FLIPS=N` runs N cases (short: 120), `ZENITH_FLIP=S` only the one with that seed, which is what a failure prints.
+//! `ZENITH_SEALED_FLIPS=N` is for the bits of sealed blocks alone (short: 1000).
 
 #[path = "flips/damage.rs"]
 mod damage;
@@ -23,7 +23,8 @@ use std::thread;
 use std::time::Duration;
 
 use damage::{Done, Target};
-use pageserver::{Disk, Finding, Severity, Store, check_closed};
+use nix::errno::Errno;
+use pageserver::{Checks, Disk, Finding, Ino, LayerId, Severity, Store, View, check_closed};
 use random::Random;
 use store::{Contents, Scratch};
 
@@ -40,7 +41,7 @@ enum Outcome {
     /// All could be read, and the check tells of it.
     Found,
     Harmless,
-    /// Other bytes within a backing file: the limit.
+    /// Other bytes within a head's backing file: the limit.
     OtherBytes,
     /// A head's file of another size: the limit.
     OtherSize,
@@ -117,13 +118,20 @@ fn look(dir: &Path) -> Seen {
 }
 
 fn findings(dir: &Path) -> Vec<String> {
-    match check_closed(dir, &Disk::new(), false, &mut |_| {}) {
+    match check_closed(dir, &Disk::new(), all_blocks(), &mut |_| {}) {
         Ok(findings) => findings
             .iter()
             .filter(|f| f.severity > Severity::Note)
             .map(told)
             .collect(),
         Err(error) => vec![error.to_string()],
+    }
+}
+
+fn all_blocks() -> Checks<'static> {
+    Checks {
+        blocks_from: Some(LayerId(0)),
+        ..Checks::default()
     }
 }
 
@@ -152,7 +160,7 @@ fn judge(before: &Contents, seen: Seen, done: &Done) -> Outcome {
     }
     let same_but_bytes = store::without_bytes(&contents) == store::without_bytes(before);
     match (done.target, same_but_bytes) {
-        (Target::Sealed | Target::Head, true) => Outcome::OtherBytes,
+        (Target::Head, true) => Outcome::OtherBytes,
         (Target::Head | Target::HeadName, false) => Outcome::OtherSize,
         _ => panic!("{done:?}: silently different\n{}", store::difference(before, &contents)),
     }
@@ -179,7 +187,11 @@ fn a_damaged_log_is_refused_kept_and_cut_only_when_asked_for() {
     );
     assert_eq!(std::fs::read(&log).expect("still there"), damaged);
 
-    let repaired = check_closed(&copy, &Disk::new(), true, &mut |_| {}).expect("repaired");
+    let repair = Checks {
+        repair: true,
+        ..Checks::default()
+    };
+    let repaired = check_closed(&copy, &Disk::new(), repair, &mut |_| {}).expect("repaired");
     assert!(
         repaired
             .iter()
@@ -265,6 +277,62 @@ fn a_sealed_file_that_is_gone_or_cut_is_told_by_loading_and_by_the_check() {
     }
 }
 
+/// Reads see it, and so does the check, which names the file and who stands on it. Blocks that nobody reads change nothing.
+#[test]
+fn every_flipped_bit_of_a_sealed_block_is_an_error_of_the_read() {
+    let scratch = Scratch::new("sums");
+    let stores = store::make(&scratch);
+    let dir = scratch.copy(&stores.closed.dir);
+    let store = Store::open(&dir, Disk::new()).expect("opens");
+    let sealed = damage::backing_files(&dir).sealed;
+    let mut random = Random::new(number("ZENITH_FLIP").unwrap_or(1));
+    let (mut refused, flips) = (0, number("ZENITH_SEALED_FLIPS").unwrap_or(1000));
+    for nth in 0..flips {
+        let path = random.pick(&sealed).expect("a sealed file");
+        let Some(bit) = damage::data_bit(path, &mut random) else {
+            continue;
+        };
+        damage::flip(path, bit);
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+        let ino = Ino(u64::from_str_radix(name, 16).expect("a number"));
+        for snapshot in store.snapshots(None) {
+            let view = store.snapshot_view(&snapshot.name).expect("loads");
+            match whole(&view, ino) {
+                Err(Errno::EIO) => refused += 1,
+                Err(Errno::ENOENT) => {}
+                Err(other) => panic!("{}: {other}", path.display()),
+                Ok(bytes) => {
+                    let before = stores.closed.contents.file(&snapshot.name.to_string(), ino);
+                    assert!(
+                        bytes == before,
+                        "{}: bit {bit} read as if it were right",
+                        path.display()
+                    );
+                }
+            }
+        }
+        if nth % 100 == 0 {
+            let findings = store.check(all_blocks(), &mut |_| {}).expect("checked");
+            let of_it = |f: &&Finding| f.what.contains("is not what was sealed") && f.what.contains("part of ");
+            assert_eq!(findings.iter().filter(of_it).count(), 1, "{findings:?}");
+        }
+        damage::flip(path, bit);
+    }
+    writeln!(
+        std::io::stderr(),
+        "sealed bits: {flips} flipped, {refused} reads refused, 0 wrong"
+    )
+    .expect("printed");
+    assert!(refused >= flips / 2, "{refused}");
+    assert_eq!(damage_found(&store), Vec::<String>::new());
+}
+
+fn whole(view: &View, ino: Ino) -> Result<Vec<u8>, Errno> {
+    let mut bytes = vec![0; view.getattr(ino)?.size as usize];
+    view.read(ino, 0, &mut bytes)?;
+    Ok(bytes)
+}
+
 fn newest_log(dir: &Path) -> PathBuf {
     let logs = std::fs::read_dir(dir.join("db"))
         .expect("list")
@@ -277,7 +345,7 @@ fn newest_log(dir: &Path) -> PathBuf {
 }
 
 fn damage_found(store: &Store) -> Vec<String> {
-    let findings = store.check(false, &mut |_| {}).expect("checked");
+    let findings = store.check(Checks::default(), &mut |_| {}).expect("checked");
     findings
         .iter()
         .filter(|f| f.severity == Severity::Damage)

@@ -104,7 +104,8 @@ impl World {
             90..=91 => self.clone_branch(at),
             92..=93 => self.checkout(at),
             94..=95 => self.destroy_snapshot(at),
-            96..=97 => self.reopen(),
+            96 => self.reopen(),
+            97 => self.upkeep(),
             _ => self.check(at),
         }
     }
@@ -369,9 +370,18 @@ impl World {
         self.store = Some(open(&self.dir));
     }
 
+    /// One piece of what the store does for itself.
+    fn upkeep(&mut self) {
+        self.store().sum_next(&mut |_| true).expect("upkeep");
+    }
+
     /// The store's own check finds no damage, whether heads are in use or not.
     fn is_sound(&self) {
-        let findings = self.store().check(false, &mut |_| {}).expect("checked");
+        let all = Checks {
+            blocks_from: Some(LayerId(0)),
+            ..Checks::default()
+        };
+        let findings = self.store().check(all, &mut |_| {}).expect("checked");
         let damage = findings.iter().find(|finding| finding.severity == Severity::Damage);
         assert!(damage.is_none(), "{damage:?}");
     }

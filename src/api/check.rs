@@ -1,10 +1,14 @@
 //! `/check`: whether the stores are what they should be.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
+use pageserver::{Checks, LayerId, Pace};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -26,6 +30,41 @@ pub struct NewCheck {
     /// Do what can be done about it.
     #[serde(default)]
     pub repair: bool,
+    /// Read all sealed blocks, and compare them with their checksums.
+    #[serde(default)]
+    pub read_data: bool,
+    /// The layer to begin with, as the steps of an earlier check have told it.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub from: Option<LayerId>,
+    /// Most bytes to read in a second.
+    #[serde(default)]
+    #[schema(value_type = Option<u64>, minimum = 1)]
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
+impl NewCheck {
+    /// Waits as long as it takes to stay below the limit.
+    pub fn pace(&self) -> impl FnMut(u64) -> bool {
+        let (limit, begun) = (self.bytes_per_second, Instant::now());
+        let mut read = 0;
+        move |bytes| {
+            read += bytes;
+            if let Some(limit) = limit {
+                let due = Duration::from_secs_f64(read as f64 / limit.get() as f64);
+                thread::sleep(due.saturating_sub(begun.elapsed()));
+            }
+            true
+        }
+    }
+
+    pub fn checks<'a>(&self, pace: Pace<'a>) -> Checks<'a> {
+        Checks {
+            blocks_from: self.read_data.then(|| self.from.unwrap_or(LayerId(0))),
+            pace: Some(pace),
+            repair: self.repair,
+        }
+    }
 }
 
 /// What a check has found.

@@ -57,6 +57,8 @@ pub struct Storage {
     #[schema(value_type = schema::Path)]
     pub path: PathBuf,
     pub branches: usize,
+    /// Sealed layers whose blocks have no checksums yet.
+    pub unsummed: usize,
     /// Bytes that its filesystem can still take.
     pub available: u64,
     /// What to know of that filesystem.
@@ -175,6 +177,7 @@ impl Storage {
             kind: ZENITH_LOCAL.into(),
             path: path.into(),
             branches: store.branches().len(),
+            unsummed: store.unsummed(),
             available: store.space()?.available,
             warning: packing.or(store.warning().map(String::from)),
             error: None,
@@ -190,6 +193,7 @@ impl Storage {
             options,
             path: path.into(),
             branches: 0,
+            unsummed: 0,
             available: 0,
             warning: None,
             error: Some(why.into()),

@@ -1,3 +1,8 @@
+use std::num::NonZeroU64;
+
+use bytesize::ByteSize;
+use pageserver::LayerId;
+
 use super::Context;
 use crate::api::check::NewCheck;
 use crate::api::storages::StorageName;
@@ -13,6 +18,7 @@ use crate::{launch, service};
 #[command(after_help = "Examples:
   zenith check
   zenith check fast                             # one storage
+  zenith check --read-data --limit 100MiB
   zenith check --repair
   zenith check -o json")]
 pub struct Check {
@@ -21,6 +27,22 @@ pub struct Check {
     /// Do what can be done about it; what may hold data is put aside in the store's directory lost
     #[arg(long)]
     repair: bool,
+    /// Read every sealed block, too, and compare it with its checksum
+    #[arg(long)]
+    read_data: bool,
+    /// Begin with this layer, as an earlier check has told when it was interrupted
+    #[arg(long, value_name = "LAYER", requires = "read_data")]
+    from: Option<LayerId>,
+    /// Read at most so much in a second
+    #[arg(long, value_name = "SIZE", requires = "read_data", value_parser = speed)]
+    limit: Option<NonZeroU64>,
+}
+
+fn speed(text: &str) -> std::result::Result<NonZeroU64, String> {
+    let bytes: ByteSize = text
+        .parse()
+        .map_err(|_| format!("{text:?} is no size, such as 100MiB"))?;
+    NonZeroU64::new(bytes.as_u64()).ok_or_else(|| "nothing can be read at that speed".into())
 }
 
 impl Check {
@@ -29,6 +51,9 @@ impl Check {
         let asked = NewCheck {
             storage: self.storage,
             repair: self.repair,
+            read_data: self.read_data,
+            from: self.from,
+            bytes_per_second: self.limit,
         };
         let mut progress = context.progress();
         let checked = match context.observer_of(&dir)?.check(&asked, &mut progress) {

@@ -29,7 +29,8 @@ impl Service {
                 }
             };
             job.step(format!("check the storage {name}"));
-            let found = store.check(asked.repair, &mut |step| job.step(step))?;
+            let mut pace = asked.pace();
+            let found = store.check(asked.checks(&mut pace), &mut |step| job.step(step))?;
             findings.extend(found.into_iter().map(|found| Finding::new(&name, found)));
         }
         if asked.storage.as_ref().is_none_or(StorageName::is_local) {
@@ -80,7 +81,8 @@ pub fn closed(dir: &Path, asked: &NewCheck, step: &mut dyn FnMut(&str)) -> Resul
     findings.extend(unreadable.map(|error| Finding::damage(&local, store_dir::STATE, error.message)));
     for (name, path) in storages {
         step(&format!("check the storage {name}"));
-        match check_closed(&path, &Disk::new(), asked.repair, step) {
+        let mut pace = asked.pace();
+        match check_closed(&path, &Disk::new(), asked.checks(&mut pace), step) {
             Ok(found) => findings.extend(found.into_iter().map(|found| Finding::new(&name, found))),
             Err(error) if name == local => return Err(error.into()),
             Err(error) => findings.push(Finding::damage(&name, "storage", error.to_string())),

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use super::door::{Door, Guests};
 use super::startup::{PidFile, Socket};
 use super::tcp::Tcp;
+use super::upkeep::Upkeep;
 use super::{Ending, RESTART, Service};
 use crate::api::{self, guard::Guard};
 use crate::error::{Error, Result};
@@ -50,7 +51,13 @@ impl Running {
             service,
             pid,
         } = self;
+        let upkeep = Upkeep::start(service.clone());
         let served = runtime.block_on(serve(&socket, tcp, service.clone()));
+        // Also where serving has failed: the thread holds the stores.
+        service
+            .stopped
+            .send_if_modified(|ending| ending.replace(ending.unwrap_or(Ending::Stop)).is_none());
+        upkeep.join();
         let restart = *service.stopped.borrow() == Some(Ending::Restart);
         if restart {
             // All of it is the next service's. The stores' locks above all are not to be given back.

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use pageserver::{BranchName, Disk, Store, known_names};
 
@@ -15,6 +17,10 @@ use super::parent::{Inherited, Parent};
 use super::startup::backing_files_max;
 use crate::api::storages::{NewStorage, Storage, StorageName};
 use crate::error::{Error, Result};
+
+/// How long those who work on a storage may take to let go of it, and how often to look.
+const LEAVING: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(5);
 
 pub struct Storages {
     local: Arc<Store>,
@@ -167,7 +173,10 @@ impl Storages {
         self.check_detachable(name)?;
         self.memory
             .change(|remembered| drop(remembered.storages.remove(name)))?;
-        self.attached_mut().remove(name);
+        let store = self.attached_mut().remove(name);
+        if let Some(Ok(store)) = store {
+            wait_until_alone(&store);
+        }
         self.parent.let_go_of_lock(name);
         tracing::info!("storage {name} detached");
         Ok(())
@@ -241,5 +250,13 @@ fn make_or_open(path: &Path) -> Result<(Arc<Store>, Option<String>)> {
             let warning = store.warning().map(String::from);
             (store, warning)
         }),
+    }
+}
+
+/// Waits for those who are just working on a store that nobody finds any more: it is let go of with the last of them.
+fn wait_until_alone(store: &Arc<Store>) {
+    let deadline = Instant::now() + LEAVING;
+    while Arc::strong_count(store) > 1 && Instant::now() < deadline {
+        thread::sleep(PAUSE);
     }
 }

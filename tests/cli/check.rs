@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::sandbox::{Sandbox, text};
+use crate::sandbox::{Sandbox, text, until};
 
 /// A branch with a snapshot of one file in layer 1, not mounted.
 fn with_snapshot(name: &str) -> Sandbox {
@@ -12,6 +12,9 @@ fn with_snapshot(name: &str) -> Sandbox {
     fs::write(sandbox.path("m/file"), "twelve bytes").expect("written");
     sandbox.ok(&["snapshot", "create", "main@s"]);
     sandbox.ok(&["umount", "m"]);
+    until("the sealed blocks have checksums", || {
+        sandbox.json(&["storage", "list"])[0]["unsummed"] == 0
+    });
     sandbox
 }
 
@@ -73,6 +76,46 @@ fn a_file_that_is_cut_or_gone_is_told_in_every_form() {
         "the store is damaged: layer 00000001",
         "zenith check",
     );
+}
+
+#[test]
+fn another_byte_in_a_sealed_block_is_an_error_that_names_it() {
+    let sandbox = with_snapshot("check-byte");
+    fs::write(backing_file(&sandbox), "twelve bites").expect("written");
+    sandbox.ok(&["mount", "main@s", "s", "--create"]);
+    let error = fs::read(sandbox.path("s/file")).expect_err("refused");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    let log = fs::read_to_string(sandbox.store().join("service.log")).expect("readable");
+    assert!(
+        log.contains("layer 00000001: block 0 of the file 10 is not what was sealed"),
+        "{log}"
+    );
+    let told = "damage: local: layer 00000001: file: block 0 is not what was sealed; part of main, main@s\n";
+    assert_eq!(sandbox.ok(&["check"]), "nothing is damaged\n");
+    for running in [true, false] {
+        let output = sandbox.run(&["check", "--read-data", "--limit", "1MiB"]);
+        assert_eq!(
+            (output.status.code(), text(&output.stdout)),
+            (Some(1), told.to_owned()),
+            "{running}"
+        );
+        assert_eq!(
+            sandbox.ok(&["check", "--read-data", "--from", "2"]),
+            "nothing is damaged\n"
+        );
+        if running {
+            sandbox.ok(&["umount", "s"]);
+            sandbox.ok(&["stop"]);
+        }
+    }
+    for (bad, why) in [
+        (["--from", "x"], "no layer"),
+        (["--limit", "0"], "nothing can be read"),
+        (["--limit", "x"], "no size"),
+    ] {
+        let output = sandbox.run(&[&["check", "--read-data"][..], &bad].concat());
+        assert!(text(&output.stderr).contains(why), "{output:?}");
+    }
 }
 
 #[test]

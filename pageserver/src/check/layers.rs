@@ -22,7 +22,7 @@ impl Checker<'_> {
         // A new layer's directory is made with the catalog's lock held.
         let catalog = self.live.map(|store| store.catalog());
         let known = catalog.as_deref().unwrap_or(&self.catalog);
-        let listed = self.disk.list(&self.layers_dir);
+        let listed = self.disk.list(&self.layers.dir);
         let names = match listed {
             Ok(names) => names,
             Err(error) => {
@@ -33,7 +33,7 @@ impl Checker<'_> {
         let mut missing: BTreeSet<LayerId> = known.layers().map(|(id, _)| id).collect();
         let mut strangers = Vec::new();
         for name in names {
-            let path = self.layers_dir.join(&name);
+            let path = self.layers.dir.join(&name);
             match layer_of_name(&name) {
                 Some(id) if missing.remove(&id) => {}
                 Some(id) => strangers.push(unknown_layer(id, path, known.is_past(id))),
@@ -77,12 +77,12 @@ impl Checker<'_> {
 
     /// The layer's backing files; what can't be one is a finding.
     fn files(&mut self, id: LayerId) -> Vec<Found> {
-        let dir = Layer::path(&self.layers_dir, id);
+        let dir = self.layers.path(id);
         let Ok(names) = self.disk.list(&dir) else {
             // Told by what is there of directories.
             return Vec::new();
         };
-        let layer = Layer::open(self.disk, &self.layers_dir, id);
+        let layer = self.layers.open(id);
         let mut found = Vec::new();
         for name in names {
             let path = dir.join(&name);
@@ -139,7 +139,7 @@ impl Checker<'_> {
     }
 
     fn backing_files(&mut self, id: LayerId, found: &[Found], ns: &Namespace) {
-        if self.catalog.layer(id).is_ok_and(|record| record.has_parts) {
+        if self.catalog.layer(id).is_ok_and(|record| record.has_sums) {
             let differences = parts::differences(self.db, id, found, ns);
             let differences = differences.unwrap_or_else(|error| vec![error.to_string()]);
             for what in differences {
@@ -148,7 +148,7 @@ impl Checker<'_> {
         }
         for file in found {
             if !ns.inode(file.ino).is_ok_and(|inode| inode.kind == Kind::File) {
-                let path = Layer::path(&self.layers_dir, id).join(file.ino.to_string());
+                let path = self.layers.path(id).join(file.ino.to_string());
                 let what = format!("the backing file {} is no file's: left over, or renamed", file.ino);
                 let finding = Finding::new(Severity::Leftover, place(id), what);
                 self.found(finding.repair(Repair::PutAside(path)));
@@ -183,7 +183,7 @@ impl Checker<'_> {
     }
 
     /// The layer and all that it stands on.
-    fn below(&self, id: LayerId) -> BTreeSet<LayerId> {
+    pub(super) fn below(&self, id: LayerId) -> BTreeSet<LayerId> {
         let mut below = BTreeSet::new();
         let mut next = Some(id);
         while let Some(id) = next.filter(|id| below.insert(*id)) {

@@ -6,8 +6,9 @@
 //! | `layer` `d` `parent` `name` | the inode behind a name that the layer changed; empty = it is gone |
 //! | `layer` `I` `ino`, `layer` `D` `parent` `name` | the same for *every* inode and name: a full image |
 //! | `layer` `p` `ino` | size and floor that a backing file had when the layer was sealed; see [`crate::parts`] |
+//! | `layer` `s` `ino` `chunk` | the checksums of its blocks there; see [`crate::sums`] |
 //!
-//! `layer`, `ino` and `parent` are 8 bytes, big-endian in keys. A changed inode's record tells nothing of the file's
+//! `layer`, `ino`, `parent` and `chunk` are 8 bytes, big-endian in keys. A changed inode's record tells nothing of the file's
 //! blocks: the layer's backing files do. An image's record does, so that whoever loads it need not look below.
 
 use std::ffi::OsStr;
@@ -19,6 +20,7 @@ use rocksdb::WriteBatch;
 use super::{Change, Inode, Namespace, PartRef};
 use crate::db::{Db, NAMESPACE};
 use crate::error::{Error, Result};
+use crate::sums::Chunk;
 use crate::types::{Ino, Kind, LayerId, Time};
 
 const CHANGED_INODE: u8 = b'i';
@@ -26,6 +28,7 @@ const CHANGED_NAME: u8 = b'd';
 const IMAGE_INODE: u8 = b'I';
 const IMAGE_NAME: u8 = b'D';
 const PART: u8 = b'p';
+const SUMS: u8 = b's';
 
 const RECORD_VERSION: u8 = 1;
 const FLAG_WAL_DIR: u8 = 1;
@@ -99,6 +102,36 @@ pub fn read_parts(db: &Db, layer: LayerId, mut each: impl FnMut(Ino, [u8; 16])) 
         each(ino, value.try_into().map_err(|_| damaged("part", layer, ino))?);
         Ok(())
     })
+}
+
+fn sums_key(layer: LayerId, ino: Ino, chunk: u64) -> Vec<u8> {
+    key(layer, SUMS, ino, OsStr::from_bytes(&chunk.to_be_bytes()))
+}
+
+/// Adds the checksums of a chunk of a file's blocks in a sealed layer to a batch.
+pub fn put_sums(db: &Db, batch: &mut WriteBatch, layer: LayerId, ino: Ino, chunk: u64, sums: &Chunk) {
+    db.put(batch, NAMESPACE, &sums_key(layer, ino, chunk), &sums.encode());
+}
+
+/// Reads what [`put_sums`] has kept of a chunk.
+pub fn read_sums(db: &Db, layer: LayerId, ino: Ino, chunk: u64) -> Result<Option<Chunk>> {
+    let record = db.get(NAMESPACE, &sums_key(layer, ino, chunk))?;
+    record.map(|record| decode_sums(&record, layer, ino)).transpose()
+}
+
+/// Calls `each` with all chunks of a file in a layer, in order.
+pub fn each_sums(db: &Db, layer: LayerId, ino: Ino, mut each: impl FnMut(u64, Chunk) -> Result<()>) -> Result<()> {
+    let prefix = key(layer, SUMS, ino, OsStr::new(""));
+    db.scan(NAMESPACE, &prefix, |key, record| {
+        let number = key[prefix.len()..]
+            .try_into()
+            .map_err(|_| damaged("sums", layer, ino))?;
+        each(u64::from_be_bytes(number), decode_sums(record, layer, ino)?)
+    })
+}
+
+fn decode_sums(record: &[u8], layer: LayerId, ino: Ino) -> Result<Chunk> {
+    Chunk::decode(record).ok_or_else(|| damaged("sums", layer, ino))
 }
 
 /// Adds the delete of a layer's full image to a batch.

@@ -211,3 +211,26 @@ fn flip_floor(path: &Path, random: &mut Random) -> String {
     assert_eq!(set, 0, "set the floor");
     format!("floor {:?}", String::from_utf8_lossy(&value))
 }
+
+/// A bit of the data in a backing file; none where it has no data.
+pub fn data_bit(path: &Path, random: &mut Random) -> Option<u64> {
+    let file = File::open(path).expect("open");
+    let len = file.metadata().expect("stat").len();
+    let from = random.below(len.max(1)) as i64;
+    // SAFETY: lseek takes numbers.
+    let seek = |offset, whence| unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+    let at = match seek(from, libc::SEEK_DATA) {
+        -1 => seek(0, libc::SEEK_DATA),
+        at => at,
+    };
+    (at >= 0 && (at as u64) < len).then(|| at as u64 * 8 + random.below(8))
+}
+
+/// Flips a bit, or back.
+pub fn flip(path: &Path, bit: u64) {
+    let file = File::options().read(true).write(true).open(path).expect("open");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, bit / 8).expect("read");
+    byte[0] ^= 1 << (bit % 8);
+    file.write_all_at(&byte, bit / 8).expect("write");
+}

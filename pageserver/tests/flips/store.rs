@@ -149,6 +149,12 @@ fn fill(store: &Arc<Store>) {
     [&timeline, &dev]
         .into_iter()
         .for_each(|timeline| timeline.sync_all().expect("sync"));
+    sum(store);
+}
+
+/// Has all sealed blocks get their checksums.
+pub fn sum(store: &Store) {
+    while store.sum_next(&mut |_| true).expect("summed") {}
 }
 
 /// What only the log has when the store is killed.
@@ -172,6 +178,7 @@ fn change_more(store: &Arc<Store>) {
         )
         .expect("rename");
     timeline.sync_all().expect("sync");
+    sum(store);
 }
 
 fn node(timeline: &Timeline, parent: Ino, name: &str, kind: NewKind) -> Ino {
@@ -260,6 +267,15 @@ fn walk(view: &View, ino: Ino, path: &Path, contents: &mut Contents) -> std::res
     }
     contents.nodes.insert(path.into(), (attr, bytes));
     Ok(())
+}
+
+impl Contents {
+    /// The bytes of a file as a branch or snapshot had it.
+    pub fn file(&self, view: &str, ino: Ino) -> Vec<u8> {
+        let mut nodes = self.nodes.iter().filter(|(path, _)| path.starts_with(view));
+        let found = nodes.find(|(_, (attr, _))| attr.ino == ino);
+        found.map(|(_, (_, bytes))| bytes.clone()).unwrap_or_default()
+    }
 }
 
 pub fn without_bytes(contents: &Contents) -> Contents {

@@ -1,0 +1,86 @@
+//! What stores do for themselves while nobody waits: checksums of what was sealed.
+//!
+//! One thread with the lowest priority there is, which pauses after each piece of work, so that neither a processor nor a disk is
+//! taken from who uses a mount. What it has not finished when the service ends the next one begins anew.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use pageserver::Store;
+
+use super::Service;
+use super::mounts::log_failure;
+use crate::api::storages::StorageName;
+
+/// How often to look for work.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Bytes a second, at most.
+const SPEED: u64 = 256 << 20;
+
+pub struct Upkeep(Option<JoinHandle<()>>);
+
+impl Upkeep {
+    pub fn start(service: Arc<Service>) -> Upkeep {
+        let thread = thread::Builder::new()
+            .name("upkeep".into())
+            .spawn(move || run(&service));
+        match thread {
+            Ok(thread) => Upkeep(Some(thread)),
+            Err(error) => {
+                log_failure("start the upkeep of the stores", Err(error));
+                Upkeep(None)
+            }
+        }
+    }
+
+    /// Waits for its end: it ends when the service is stopped.
+    pub fn join(self) {
+        // A panic was logged by the thread.
+        let _ended = self.0.map(JoinHandle::join);
+    }
+}
+
+fn run(service: &Service) {
+    give_way();
+    while !service.is_stopped() {
+        for (name, store) in service.storages.stores() {
+            tend(service, &name, &store);
+        }
+        thread::sleep(EVERY);
+    }
+}
+
+fn tend(service: &Service, name: &StorageName, store: &Store) {
+    let mut pace = |bytes: u64| {
+        thread::sleep(Duration::from_secs_f64(bytes as f64 / SPEED as f64));
+        !service.is_stopped() && service.storages.named(name).is_ok()
+    };
+    loop {
+        match store.sum_next(&mut pace) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => return tracing::error!("checksums of the storage {name}: {error}"),
+        }
+    }
+}
+
+/// Of processor and disk, to everybody else.
+fn give_way() {
+    #[cfg(target_os = "linux")]
+    {
+        const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+        const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
+        // SAFETY: these calls take numbers; 0 is this thread.
+        let done = unsafe {
+            [
+                i64::from(libc::setpriority(libc::PRIO_PROCESS, 0, 19)),
+                libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE),
+            ]
+        };
+        if done.contains(&-1) {
+            tracing::warn!("the upkeep of the stores has no lower priority than the rest");
+        }
+    }
+}

@@ -50,12 +50,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A service that lived so long was well.
 const WELL: Duration = Duration::from_secs(1);
 
+/// How long a new program may take to come up after an upgrade, and how long it has to live until the one before is forgotten.
+const TRIAL: Duration = Duration::from_secs(20);
+
 /// So many may die young before there is a pause, which then doubles up to a most.
 const DEATHS_AT_ONCE: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// What poll(2) rounds a time down to.
+const POLL_TICK: Duration = Duration::from_millis(1);
+
 const WATCHED: [Signal; 4] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// Would end the keeper, and mean nothing to it.
+const UNHEARD: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM];
 
 /// What the keeper starts.
 pub struct Plan<'a> {
@@ -79,6 +88,8 @@ struct Keeper {
     signals: SignalFd,
     /// The program that is the service; held open, so that it is the same after its file was replaced or deleted.
     program: OwnedFd,
+    /// The program before an upgrade, until the new one has shown that it can serve.
+    before: Option<OwnedFd>,
     /// What the next service is told of the last.
     crashed: bool,
 }
@@ -87,16 +98,25 @@ struct Keeper {
 struct End {
     status: WaitStatus,
     was_ready: bool,
+    /// Somebody has asked for it.
+    was_asked_for: bool,
     lived: Duration,
     next_program: Option<PathBuf>,
 }
 
 impl End {
+    /// Whether a program that was to be tried has shown that it is no service; one that somebody else has killed has shown nothing.
+    fn is_failed_trial(&self) -> bool {
+        let by_itself = is_crash(self.status) || exit_code(self.status).is_some_and(|code| code != 0);
+        !self.was_ready || self.lived < TRIAL && by_itself
+    }
+
     /// Of a service that was never there.
     fn of_none() -> End {
         End {
             status: WaitStatus::StillAlive,
             was_ready: false,
+            was_asked_for: false,
             lived: Duration::ZERO,
             next_program: None,
         }
@@ -109,6 +129,7 @@ impl Keeper {
         let mut watched = SigSet::empty();
         watched.extend(WATCHED);
         watched.thread_block()?;
+        UNHEARD.into_iter().collect::<SigSet>().thread_block()?;
         if plan.foreground {
             dup2_stdout(null()?)?;
         }
@@ -119,6 +140,7 @@ impl Keeper {
             notices: Notices::listen()?,
             signals: SignalFd::with_flags(&watched, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?,
             program: opened(Path::new(THIS_PROGRAM))?,
+            before: None,
             crashed: false,
         })
     }
@@ -126,20 +148,20 @@ impl Keeper {
     fn run(&mut self) -> io::Result<i32> {
         let mut ever_ready = false;
         let (mut died_young, mut down_since) = (0, Instant::now());
-        // The program before an upgrade, until the new one has come up.
-        let mut before: Option<OwnedFd> = None;
         loop {
             let end = self.serve_once(ever_ready)?;
             ever_ready |= end.was_ready;
-            let code = exit_code(end.status);
-            match (end.next_program, before.take().filter(|_| !end.was_ready)) {
-                (Some(program), _) if code == Some(RESTART) => before = self.change_program(&program),
-                (_, Some(before)) => {
+            let (code, failed) = (exit_code(end.status), end.is_failed_trial());
+            match (&end.next_program, self.before.take_if(|_| failed || end.lived >= TRIAL)) {
+                (Some(program), _) if code == Some(RESTART) => self.before = self.change_program(program),
+                (_, Some(before)) if failed => {
                     tracing::error!("the new program {}: the one before goes on", described(end.status));
                     self.program = before;
+                    down_since = Instant::now();
                 }
                 _ => match code {
                     Some(code) if code == 0 || !ever_ready => return Ok(code),
+                    _ if end.was_asked_for && end.lived < WELL => return Ok(gave_up("was told to end")),
                     _ => {
                         tracing::error!("the service {}: the next one takes over", described(end.status));
                         self.crashed = is_crash(end.status);
@@ -149,9 +171,8 @@ impl Keeper {
             died_young = if end.lived >= WELL { 0 } else { died_young + 1 };
             match end.was_ready {
                 true => down_since = Instant::now(),
-                // It was deleted, so nothing is left to wait for.
-                false if !store_dir::is_store(&self.store) => return Ok(1),
-                false if down_since.elapsed() > PATIENCE => return Ok(gave_up()),
+                false if !store_dir::is_store(&self.store) => return Ok(gave_up("has no store any more")),
+                false if down_since.elapsed() > PATIENCE => return Ok(gave_up("has not come up for a minute")),
                 false => {}
             }
             thread::sleep(pause(died_young));
@@ -233,10 +254,15 @@ impl Keeper {
     /// Takes what the service sends, and passes signals on to it, until it has ended with all its threads.
     fn watch(&mut self, service: Pid) -> io::Result<End> {
         let started = Instant::now();
-        let (mut was_ready, mut next_program) = (false, None);
+        let (mut was_ready, mut was_asked_for, mut next_program) = (false, false, None);
         loop {
-            self.wait()?;
-            self.pass_signals_on(service)?;
+            let on_trial = self.before.is_some() && !was_ready;
+            self.wait(on_trial.then(|| TRIAL.saturating_sub(started.elapsed())))?;
+            if on_trial && started.elapsed() >= TRIAL {
+                tracing::error!("the new program has not come up for {TRIAL:?}");
+                kill(service, Signal::SIGKILL)?;
+            }
+            was_asked_for |= self.pass_signals_on(service)?;
             let status = waitpid(service, Some(WaitPidFlag::WNOHANG))?;
             // After it has ended, so that its last words are heard.
             let told = self.notices.read(service, &mut self.held)?;
@@ -247,6 +273,7 @@ impl Keeper {
                 return Ok(End {
                     status,
                     was_ready,
+                    was_asked_for,
                     lived,
                     next_program,
                 });
@@ -254,27 +281,33 @@ impl Keeper {
         }
     }
 
-    /// Until there is something to look at.
-    fn wait(&self) -> io::Result<()> {
+    /// Until there is something to look at, or for a while.
+    fn wait(&self, longest: Option<Duration>) -> io::Result<()> {
+        let longest = longest.map_or(PollTimeout::NONE, |longest| {
+            PollTimeout::try_from(longest + POLL_TICK).unwrap_or(PollTimeout::MAX)
+        });
         let mut sources = [
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.notices.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut sources, PollTimeout::NONE) {
+        match poll(&mut sources, longest) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn pass_signals_on(&mut self, service: Pid) -> io::Result<()> {
+    /// Whether there were any that ask for its end.
+    fn pass_signals_on(&mut self, service: Pid) -> io::Result<bool> {
+        let mut ask = false;
         while let Some(caught) = self.signals.read_signal()? {
             let signal = Signal::try_from(caught.ssi_signo as i32)?;
             if signal != Signal::SIGCHLD {
+                ask |= signal != Signal::SIGHUP;
                 // One that has just ended needs no signal.
                 let _ended = kill(service, signal).is_err();
             }
         }
-        Ok(())
+        Ok(ask)
     }
 }
 
@@ -330,8 +363,8 @@ fn described(status: WaitStatus) -> String {
     }
 }
 
-fn gave_up() -> i32 {
-    tracing::error!("no service has come up for {PATIENCE:?}: its mounts end, and with them what waits for them");
+fn gave_up(why: &str) -> i32 {
+    tracing::error!("the service {why}: its mounts end, and with them what waits for them");
     1
 }
 

@@ -11,7 +11,7 @@ mod store;
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -358,24 +358,49 @@ fn a_storage_holds_pgs_and_is_not_let_go_of_under_them() {
 #[test]
 fn a_server_that_lost_its_mount_with_service_and_keeper_is_restarted() {
     let store = Store::new("orphan");
-    store.zenith(&["pg", "create", "-n", "shop", "--port", FAR_PORTS[3]]);
+    let create = [
+        "pg",
+        "create",
+        "-n",
+        "shop",
+        "--port",
+        FAR_PORTS[3],
+        "--",
+        "--auth=trust",
+    ];
+    store.zenith(&create);
     sql(&store, "shop", "create table t as select generate_series(1, 1000) n");
-    let pid = || store.json(&["pg", "show", "shop"])["pid"].as_i64();
-    let old = pid().expect("a process");
-    service::kill_with_keeper(store.dir());
-    until("another server runs", || {
-        let pg = store.json(&["pg", "show", "shop"]);
-        // One that has noticed its loss and ended by itself is a stopped one.
-        if pg["status"] == "stopped" {
-            store.run(&["pg", "start", "shop"]);
+    let shown = store.json(&["pg", "show", "shop"]);
+    let told = |field: &str| shown[field].as_str().expect(field).to_owned();
+    let write = || {
+        let mut psql = Command::new(format!("{}/psql", told("pg_bin")));
+        psql.args([
+            "-h",
+            &told("socket_dir"),
+            "-p",
+            FAR_PORTS[3],
+            "-U",
+            &told("user"),
+            "postgres",
+        ]);
+        psql.args(["-Xqc", "create table lost ()"]).output().expect("psql runs")
+    };
+    for ends_by_itself in [false, true] {
+        let pid = || store.json(&["pg", "show", "shop"])["pid"].as_i64();
+        let old = pid().expect("a process");
+        let old_dir = format!("/proc/{old}/cwd");
+        service::kill_with_keeper(store.dir());
+        if ends_by_itself {
+            assert!(!write().status.success());
+            until("it has noticed its loss", || !Path::new(&old_dir).exists());
         }
-        pg["status"] == "running" && pg["pid"] != old
-    });
-    assert_eq!(sql(&store, "shop", "select count(*) from t"), "1000");
-    assert!(
-        !Path::new(&format!("/proc/{old}/cwd")).exists(),
-        "the old server is gone"
-    );
+        until("another server runs", || {
+            let pg = store.json(&["pg", "show", "shop"]);
+            pg["status"] == "running" && pg["pid"] != old
+        });
+        assert_eq!(sql(&store, "shop", "select count(*) from t"), "1000");
+        assert!(!Path::new(&old_dir).exists(), "the old server is gone");
+    }
 }
 
 #[test]

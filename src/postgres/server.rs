@@ -250,6 +250,11 @@ pub fn has_lost(dir: &Path) -> bool {
     postmaster.is_some_and(|postmaster| is_started_on(postmaster.pid, dir) && !is_on(postmaster.pid, dir))
 }
 
+/// Whether a server on the directory has ended without having been stopped: it leaves its file.
+pub fn has_ended_badly(dir: &Path) -> bool {
+    status(dir) == Status::Stopped && dir.join("postmaster.pid").exists()
+}
+
 #[cfg(not(target_os = "linux"))]
 pub fn has_lost(_: &Path) -> bool {
     false

@@ -12,7 +12,7 @@ use fusefs::{Fs, Kept, Mount, MountError, Options};
 use pageserver::{BranchName, Start};
 
 use super::Service;
-use super::detach::{clear, tear_off};
+use super::detach::{self, clear, tear_off};
 use super::memory::{Place, Unfinished};
 use super::parent::Inherited;
 use super::snapshots::Hidden;
@@ -309,11 +309,14 @@ impl Service {
 
     /// Mounts what is not there any more, and starts the server again that lost it.
     fn mount_anew(self: &Arc<Self>, place: &Place) -> Result<()> {
+        // A machine that has just been started has none.
+        let was_dead = detach::is_dead(&place.dir);
         self.remount(&place.dir)?;
         let ViewName::Head(branch) = &place.view else {
             return Ok(());
         };
-        if self.memory.get().pgs.contains_key(branch) && server::has_lost(&place.dir) {
+        let has_lost = || server::has_lost(&place.dir) || was_dead && server::has_ended_badly(&place.dir);
+        if self.memory.get().pgs.contains_key(branch) && has_lost() {
             tracing::warn!("PostgreSQL of {branch} lost its data directory with the mount: it is restarted");
             let start = Action::Start {
                 is_replica: false,

@@ -401,7 +401,7 @@ fn a_program_that_does_not_come_up_leaves_the_mounts_to_the_one_before() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/bad_program.rs");
     let compiled = Command::new("rustc").arg(&source).arg("-o").arg(&bad).status();
     assert!(compiled.expect("rustc runs").success());
-    for name in ["exit-0", "exit-1", "exit-75", "abort"] {
+    for name in ["exit-0", "exit-1", "exit-75", "abort", "ready", "hang"] {
         fs::hard_link(&bad, sandbox.path(name)).expect("named");
         let pid = sandbox.pid();
         sandbox.refused(1, &["upgrade", "--program", name], "is not the service", "service.log");

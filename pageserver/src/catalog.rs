@@ -28,6 +28,12 @@ pub struct LayerRecord {
     /// It is sealed, and the database has what its backing files were then, with a checksum for each block.
     #[serde(default)]
     pub has_sums: bool,
+    /// Whose directory and records it has, where they are not its own any more; see `merge.rs`.
+    #[serde(default)]
+    pub body: Option<LayerId>,
+    /// What it has is going over to the only layer that stands on it, or the other way round.
+    #[serde(default)]
+    pub merging: bool,
 }
 
 impl LayerRecord {
@@ -37,6 +43,8 @@ impl LayerRecord {
             timeline,
             has_image: false,
             has_sums: false,
+            body: None,
+            merging: false,
         }
     }
 }
@@ -171,6 +179,33 @@ impl Catalog {
         self.layers.get(&id).ok_or_else(|| Error::Damaged {
             what: format!("layer {id} is missing from the catalog"),
         })
+    }
+
+    /// Whose directory and records a layer has.
+    pub fn body(&self, id: LayerId) -> Result<LayerId> {
+        Ok(self.layer(id)?.body.unwrap_or(id))
+    }
+
+    /// All bodies, each with its layer.
+    pub fn bodies(&self) -> impl Iterator<Item = (LayerId, LayerId)> {
+        self.layers().map(|(id, record)| (record.body.unwrap_or(id), id))
+    }
+
+    /// The bodies of layers that are being merged: the older one's, the newer one's.
+    pub fn merging(&self) -> impl Iterator<Item = (LayerId, LayerId)> {
+        self.layers().filter_map(|(id, record)| {
+            let older = record
+                .parent
+                .filter(|parent| self.layer(*parent).is_ok_and(|record| record.merging))?;
+            Some((self.body(older).ok()?, record.body.unwrap_or(id)))
+        })
+    }
+
+    /// Whether its files are on their way from or to another layer.
+    pub fn is_merging(&self, id: LayerId) -> bool {
+        let record = self.layer(id).ok();
+        let below = record.and_then(|record| self.layer(record.parent?).ok());
+        [record, below].into_iter().flatten().any(|record| record.merging)
     }
 
     pub fn layers(&self) -> impl Iterator<Item = (LayerId, &LayerRecord)> {

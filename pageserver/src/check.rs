@@ -18,7 +18,7 @@ mod layers;
 mod repair;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::MutexGuard;
@@ -170,6 +170,8 @@ impl Store {
     /// Checks the store while it is in use.
     pub fn check(&self, checks: Checks, progress: Progress) -> Result<Vec<Finding>> {
         let repair = checks.repair;
+        // Nothing is merged meanwhile.
+        let _bodies = self.bodies();
         let catalog = self.catalog().clone();
         let checker = Checker {
             dir: self.dir(),
@@ -298,10 +300,11 @@ impl<'a> Checker<'a> {
     /// Reads all of the database, which verifies its checksums.
     fn records(&mut self) {
         let mut strangers = BTreeMap::new();
+        let bodies: BTreeSet<LayerId> = self.catalog.bodies().map(|(body, _)| body).collect();
         for family in [CATALOG, NAMESPACE] {
             let read = self.db.scan(family, b"", |key, _| {
                 let layer = key.first_chunk().map(|id| LayerId(u64::from_be_bytes(*id)));
-                if let Some(id) = layer.filter(|id| family == NAMESPACE && self.catalog.layer(*id).is_err()) {
+                if let Some(id) = layer.filter(|id| family == NAMESPACE && !bodies.contains(id)) {
                     *strangers.entry(id).or_insert(0) += 1;
                 }
                 Ok(())
@@ -318,6 +321,11 @@ impl<'a> Checker<'a> {
                 self.found(finding.repair(Repair::DropRecords(id)));
             }
         }
+    }
+
+    /// Whose directory and records a layer has.
+    fn body(&self, id: LayerId) -> LayerId {
+        self.catalog.body(id).unwrap_or(id)
     }
 
     /// Waits for a layer's turn; nobody changes it until what is returned is dropped.

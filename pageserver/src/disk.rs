@@ -41,6 +41,7 @@ pub enum Call {
     SyncData,
     SyncDir,
     SyncAll,
+    Link,
     Rename,
     Remove,
     MakeDir,
@@ -299,6 +300,23 @@ impl Disk {
             true => Ok(()),
             false => self.sync_data(file),
         }
+    }
+
+    /// Gives a file a second name.
+    pub fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.before(Call::Link)?;
+        fs::hard_link(from, to)
+    }
+
+    /// Whether two names are of one file; one that is not there is not.
+    pub fn is_same(&self, a: &Path, b: &Path) -> io::Result<bool> {
+        self.before(Call::Stat)?;
+        let meta = |path| match fs::metadata(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            meta => meta.map(Some),
+        };
+        let (a, b) = (meta(a)?, meta(b)?);
+        Ok(a.zip(b).is_some_and(|(a, b)| (a.dev(), a.ino()) == (b.dev(), b.ino())))
     }
 
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

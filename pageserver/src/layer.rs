@@ -117,6 +117,21 @@ impl Layer {
         is_summed.then_some(sums)
     }
 
+    /// Opens a backing file, of the layer that this one was merged with if it was.
+    fn open_now(&self, ino: Ino, write: bool) -> io::Result<DiskFile> {
+        let Some(sums) = &self.sums else {
+            return self.disk.open(&self.file_path(ino), write);
+        };
+        loop {
+            let body = sums.body(self.id);
+            let path = self.path.with_file_name(body.to_string()).join(ino.to_string());
+            match self.disk.open(&path, write) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound && sums.body(self.id) != body => {}
+                opened => return opened,
+            }
+        }
+    }
+
     fn file_path(&self, ino: Ino) -> PathBuf {
         self.path.join(ino.to_string())
     }
@@ -285,8 +300,7 @@ impl Backing {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
-        let path = self.layer.file_path(self.ino);
-        let file = self.layer.disk.open(&path, self.writable)?;
+        let file = self.layer.open_now(self.ino, self.writable)?;
         Ok(self.file.get_or_init(|| file))
     }
 
@@ -355,7 +369,17 @@ impl Backing {
     }
 
     fn read_blocks(&self, sums: &Sums, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let read = self.disk().read_at(self.file()?, buf, offset)?;
+        match self.read_and_verify(self.file()?, sums, buf, offset) {
+            // One that was open before its layer was merged may have more behind the file's end than the one that has its blocks now.
+            Err(e) if e.kind() == io::ErrorKind::InvalidData && sums.has_merged() => {
+                self.read_and_verify(&self.layer.open_now(self.ino, false)?, sums, buf, offset)
+            }
+            read => read,
+        }
+    }
+
+    fn read_and_verify(&self, file: &DiskFile, sums: &Sums, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let read = self.disk().read_at(file, buf, offset)?;
         buf[read..].fill(0);
         sums.verify(self.layer.id, self.ino, offset, buf)
     }

@@ -29,6 +29,7 @@ mod file;
 mod file_table;
 mod layer;
 mod load;
+mod merge;
 mod names;
 mod namespace;
 mod parts;

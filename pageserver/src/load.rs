@@ -41,7 +41,7 @@ pub fn sealed(shared: &Shared, catalog: &mut Catalog, layer: Option<LayerId>) ->
         }
         let record = catalog.layer(id)?;
         if record.has_image {
-            break codec::read_image(&shared.db, id)?;
+            break codec::read_image(&shared.db, catalog.body(id)?)?;
         }
         pending.push(id);
         at = record.parent;
@@ -50,7 +50,8 @@ pub fn sealed(shared: &Shared, catalog: &mut Catalog, layer: Option<LayerId>) ->
         replay(shared, catalog, *id, &mut ns)?;
         shared.keep_namespace(*id, ns.clone());
     }
-    if let (Some(layer), true) = (layer, pending.len() >= IMAGE_EVERY) {
+    let is_deep = pending.len() >= IMAGE_EVERY;
+    if let (Some(layer), true) = (layer, is_deep && !tells_of_the_past(shared, &ns)) {
         match leave_image(shared, catalog, layer, &ns) {
             // It would only make the next load quicker.
             Err(error) if error.is_full() => tracing::warn!(%layer, %error, "no image is left behind"),
@@ -60,9 +61,15 @@ pub fn sealed(shared: &Shared, catalog: &mut Catalog, layer: Option<LayerId>) ->
     Ok(ns)
 }
 
+/// Whether a namespace that was in memory speaks of layers that have been merged since.
+fn tells_of_the_past(shared: &Shared, ns: &Namespace) -> bool {
+    let mut parts = ns.inodes().flat_map(|(_, inode)| inode.parts.iter());
+    parts.any(|part| shared.sums.has_ended(part.layer))
+}
+
 fn leave_image(shared: &Shared, catalog: &mut Catalog, layer: LayerId, ns: &Namespace) -> Result<()> {
     let mut batch = WriteBatch::default();
-    codec::put_image(&shared.db, &mut batch, layer, ns);
+    codec::put_image(&shared.db, &mut batch, catalog.body(layer)?, ns);
     let mut record = catalog.layer(layer)?.clone();
     record.has_image = true;
     shared.disk.at("image: made");
@@ -98,16 +105,28 @@ pub fn head(shared: &Shared, catalog: &mut Catalog, layer: LayerId, orphans: Orp
 /// Applies a layer's changes and files to its parent's namespace; returns how many changes there were, and the files. Refused
 /// where a sealed layer's files are not what they were when it was sealed.
 fn replay(shared: &Shared, catalog: &Catalog, id: LayerId, ns: &mut Namespace) -> Result<(usize, Vec<Found>)> {
-    let changes = codec::apply_changes(&shared.db, id, ns)?;
-    let found = shared.layers.open(id).scan()?;
-    if catalog.layer(id)?.has_sums
-        && let Some(difference) = parts::differences(&shared.db, id, &found, ns)?.first()
-    {
-        let what = format!("layer {id}: {difference}");
-        return Err(Error::Damaged { what });
-    }
-    apply_files(id, &found, ns);
+    let body = catalog.body(id)?;
+    let changes = codec::apply_changes(&shared.db, body, ns)?;
+    let found = match catalog.layer(id)?.has_sums {
+        true => sealed_files(shared, catalog, id, ns)?,
+        false => shared.layers.open(body).scan()?,
+    };
+    apply_files(body, &found, ns);
     Ok((changes, found))
+}
+
+/// The files of a layer as they were kept. Its directory must have them, except while it is being merged.
+fn sealed_files(shared: &Shared, catalog: &Catalog, id: LayerId, ns: &Namespace) -> Result<Vec<Found>> {
+    let body = catalog.body(id)?;
+    let kept = parts::kept(&shared.db, body)?;
+    if !catalog.is_merging(id) {
+        let found = shared.layers.open(body).scan()?;
+        if let Some(difference) = parts::differences(&kept, &found, ns).first() {
+            let what = format!("layer {id}: {difference}");
+            return Err(Error::Damaged { what });
+        }
+    }
+    Ok(parts::found(&kept))
 }
 
 /// Gives the files of a namespace the blocks that a layer's backing files have of them.

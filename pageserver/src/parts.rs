@@ -1,7 +1,7 @@
 //! What the backing files of a sealed layer were when it was sealed: their sizes, their floors, their blocks.
 //!
 //! While a layer is a head its backing files alone say what they are: they change with every write, and no write touches the
-//! database. A sealed one is never written again. So when nobody waits, the store reads it once ([`Store::sum_next`]), and the database
+//! database. A sealed one is never written again. So when nobody waits, the store reads it once ([`Store::tend`]), and the database
 //! keeps what was found: the size and the floor of each file, and the checksums of its blocks ([`crate::sums`]). What is gone, cut short,
 //! under another name or of other bytes later is then damage, and not something shorter or older.
 
@@ -13,25 +13,82 @@ use rocksdb::WriteBatch;
 
 use crate::catalog::{Catalog, Entry};
 use crate::db::Db;
-use crate::disk::DiskFile;
+use crate::disk::{DiskFile, Stat};
 use crate::error::{Error, Result};
 use crate::layer::{Found, Layer};
 use crate::load;
 use crate::namespace::{Namespace, codec};
 use crate::store::Store;
 use crate::sums::{self, CHUNK, CHUNK_BLOCKS, Chunk};
-use crate::types::{BLOCK, Ino, Kind, LayerId};
+use crate::types::{BLOCK, Ino, Kind, LayerId, Time};
+
+/// What is kept of a backing file of a sealed layer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kept {
+    pub size: u64,
+    pub floor: Option<u64>,
+    pub mtime: Time,
+}
 
 /// Stands for a floor that is not kept.
 const NO_FLOOR: u64 = u64::MAX;
+
+impl Kept {
+    fn of(file: &Found) -> Kept {
+        Kept {
+            size: file.stat.size,
+            floor: file.floor,
+            mtime: file.stat.mtime,
+        }
+    }
+
+    /// Size, floor, seconds and nanoseconds of the time of modification, little-endian.
+    pub fn encode(&self) -> Vec<u8> {
+        let numbers = [self.size, self.floor.unwrap_or(NO_FLOOR), self.mtime.secs as u64];
+        let mut record: Vec<u8> = numbers.into_iter().flat_map(u64::to_le_bytes).collect();
+        record.extend(self.mtime.nanos.to_le_bytes());
+        record
+    }
+
+    pub fn decode(record: &[u8]) -> Option<Kept> {
+        let (numbers, nanos) = record.split_first_chunk::<24>()?;
+        let [size, floor, secs] = [0, 1, 2].map(|n| u64::from_le_bytes(numbers.as_chunks().0[n]));
+        Some(Kept {
+            size,
+            floor: Some(floor).filter(|floor| *floor != NO_FLOOR),
+            mtime: Time {
+                secs: secs as i64,
+                nanos: u32::from_le_bytes(nanos.try_into().ok()?),
+            },
+        })
+    }
+}
+
+/// What is kept of all files of a sealed layer.
+pub fn kept(db: &Db, body: LayerId) -> Result<BTreeMap<Ino, Kept>> {
+    let mut kept = BTreeMap::new();
+    codec::read_parts(db, body, |ino, record| {
+        kept.insert(ino, record);
+    })?;
+    Ok(kept)
+}
 
 /// Hears how many bytes were read for something that nobody waits for, and may take its time before more are. False ends the work; it
 /// begins anew later.
 pub type Pace<'a> = &'a mut dyn FnMut(u64) -> bool;
 
 impl Store {
-    /// Keeps what the oldest sealed layer holds of which that is not known yet. False when there is none, or `pace` has ended it.
-    pub fn sum_next(&self, pace: Pace) -> Result<bool> {
+    /// Does one piece of what nobody waits for: checksums of what was sealed, then merging. False when there is nothing to do, or
+    /// `pace` has ended it.
+    pub fn tend(&self, pace: Pace) -> Result<bool> {
+        match self.sum_next(pace)? {
+            true => Ok(true),
+            false => self.merge_next(pace),
+        }
+    }
+
+    /// Keeps what the oldest sealed layer holds of which that is not known yet.
+    fn sum_next(&self, pace: Pace) -> Result<bool> {
         let (id, ns) = {
             let mut catalog = self.catalog();
             let Some(id) = catalog.unsummed().next() else {
@@ -47,16 +104,17 @@ impl Store {
         }
     }
 
-    /// How many sealed layers wait for [`Store::sum_next`].
+    /// How many sealed layers wait for that.
     pub fn unsummed(&self) -> usize {
         self.catalog().unsummed().count()
     }
 
     fn sum_files(&self, id: LayerId, ns: &Namespace, pace: Pace) -> Result<bool> {
         let layer = self.shared.layers.open(id);
-        let found = layer.scan()?;
-        for file in found.iter().filter(|file| is_file(ns, file.ino)) {
-            if !self.sum_file(&layer, file, pace)? {
+        let (files, left): (Vec<Found>, Vec<Found>) = layer.scan()?.into_iter().partition(|file| is_file(ns, file.ino));
+        self.remove_left(&layer, &left)?;
+        for file in files {
+            if !self.sum_file(&layer, &file, pace)? {
                 return Ok(false);
             }
         }
@@ -68,6 +126,19 @@ impl Store {
         catalog.commit(&self.shared.db, WriteBatch::default(), entries)?;
         self.shared.sums.add(id);
         Ok(true)
+    }
+
+    /// Removes the blocks of files that were gone when the layer was sealed, and that nobody has removed since.
+    fn remove_left(&self, layer: &Layer, left: &[Found]) -> Result<()> {
+        if left.is_empty() {
+            return Ok(());
+        }
+        self.sync_db()?;
+        for file in left {
+            let removed = layer.remove(file.ino);
+            removed.map_err(Error::io(format!("remove the file {} of layer {}", file.ino, layer.id)))?;
+        }
+        Ok(())
     }
 
     fn sum_file(&self, layer: &Layer, found: &Found, pace: Pace) -> Result<bool> {
@@ -94,7 +165,9 @@ impl Store {
                 return Ok(false);
             }
         }
-        let write = |db: &Db, batch: &mut WriteBatch| codec::put_part(db, batch, layer.id, found.ino, &encode(found));
+        let write = |db: &Db, batch: &mut WriteBatch| {
+            codec::put_part(db, batch, layer.id, found.ino, &Kept::of(found).encode())
+        };
         self.write_of(layer.id, write)?;
         Ok(true)
     }
@@ -154,18 +227,39 @@ impl Catalog {
     }
 }
 
+/// What was kept, as a look into the layer's directory would tell it.
+pub fn found(kept: &BTreeMap<Ino, Kept>) -> Vec<Found> {
+    let found = |(ino, kept): (&Ino, &Kept)| Found {
+        ino: *ino,
+        stat: Stat {
+            size: kept.size,
+            mtime: kept.mtime,
+            allocated: 0,
+        },
+        floor: kept.floor,
+    };
+    kept.iter().map(found).collect()
+}
+
 /// How the files found in a sealed layer differ from what was kept of them. Files that `ns`, the layer's own, does
 /// not know are left over from unlinked ones.
-pub fn differences(db: &Db, id: LayerId, found: &[Found], ns: &Namespace) -> Result<Vec<String>> {
-    let mut kept: BTreeMap<Ino, [u8; 16]> = BTreeMap::new();
-    codec::read_parts(db, id, |ino, record| {
-        kept.insert(ino, record);
-    })?;
+pub fn differences(kept: &BTreeMap<Ino, Kept>, found: &[Found], ns: &Namespace) -> Vec<String> {
+    let mut missing = kept.clone();
     let mut differences = Vec::new();
     for file in found {
-        match kept.remove(&file.ino) {
-            Some(record) if record == encode(file) => {}
-            Some(record) => differences.push(changed(file, record)),
+        let now = Kept::of(file);
+        match missing.remove(&file.ino) {
+            Some(kept) if kept.size != now.size => {
+                let (ino, now, then) = (file.ino, now.size, kept.size);
+                differences.push(format!("the backing file {ino} has {now} bytes instead of {then}"));
+            }
+            Some(kept) if kept.floor != now.floor => {
+                differences.push(format!(
+                    "the floor of the backing file {} is another than it was",
+                    file.ino
+                ));
+            }
+            Some(_) => {}
             None if is_file(ns, file.ino) => {
                 differences.push(format!(
                     "the backing file {} was not there when it was sealed",
@@ -175,33 +269,11 @@ pub fn differences(db: &Db, id: LayerId, found: &[Found], ns: &Namespace) -> Res
             None => {}
         }
     }
-    let missing = kept.keys().map(|ino| format!("the backing file {ino} is missing"));
+    let missing = missing.keys().map(|ino| format!("the backing file {ino} is missing"));
     differences.extend(missing);
-    Ok(differences)
+    differences
 }
 
-fn is_file(ns: &Namespace, ino: Ino) -> bool {
+pub fn is_file(ns: &Namespace, ino: Ino) -> bool {
     ns.inode(ino).is_ok_and(|inode| inode.kind == Kind::File)
-}
-
-fn changed(file: &Found, record: [u8; 16]) -> String {
-    let (size, _) = decode(record);
-    match file.stat.size {
-        now if now != size => format!("the backing file {} has {now} bytes instead of {size}", file.ino),
-        _ => format!("the floor of the backing file {} is another than it was", file.ino),
-    }
-}
-
-/// Size and floor, little-endian.
-fn encode(file: &Found) -> [u8; 16] {
-    let [size, floor] = [file.stat.size, file.floor.unwrap_or(NO_FLOOR)].map(u64::to_le_bytes);
-    let mut record = [0; 16];
-    record[..8].copy_from_slice(&size);
-    record[8..].copy_from_slice(&floor);
-    record
-}
-
-fn decode(record: [u8; 16]) -> (u64, u64) {
-    let record = u128::from_le_bytes(record);
-    (record as u64, (record >> 64) as u64)
 }

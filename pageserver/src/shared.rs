@@ -74,8 +74,12 @@ impl Shared {
             None => Ino::FIRST.0,
         };
         let db = Arc::new(db);
-        let summed = catalog.layers().filter(|(_, record)| record.has_sums);
-        let sums = Arc::new(Sums::new(db.clone(), summed.map(|(id, _)| id)));
+        let has_sums = |id: LayerId| catalog.layer(id).is_ok_and(|record| record.has_sums);
+        let summed = catalog.bodies().filter(|(_, id)| has_sums(*id));
+        let sums = Arc::new(Sums::new(db.clone(), summed.map(|(body, _)| body)));
+        for (older, newer) in catalog.merging() {
+            sums.begin_merge(older, newer);
+        }
         let layers = Layers {
             disk: disk.clone(),
             dir: layers,

@@ -182,7 +182,7 @@ impl Store {
 
     /// Drops a snapshot's name, and its layer where nothing else needs it. Refused while a branch starts from it.
     pub fn destroy_snapshot(&self, name: &SnapshotName) -> Result<()> {
-        let _changing = self.changing();
+        let (_changing, _bodies) = (self.changing(), self.bodies());
         let mut catalog = self.catalog();
         self.refuse_destroying(&catalog, name)?;
         let (timeline, _) = catalog.timeline(&name.branch)?;
@@ -231,7 +231,7 @@ impl Store {
     /// Sets a branch back to one of its snapshots. The state it had is kept as the returned `NAME@HEAD{n}`.
     /// Refused while somebody holds the branch's timeline.
     pub fn checkout(&self, name: &SnapshotName, now: Time) -> Result<SnapshotName> {
-        let _changing = self.changing();
+        let (_changing, _bodies) = (self.changing(), self.bodies());
         let target = self.catalog().snapshot(name)?.layer;
         let (id, _) = self.catalog().timeline(&name.branch)?;
         self.refuse_if_open(id, &name.branch)?;

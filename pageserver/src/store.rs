@@ -10,14 +10,14 @@
 //!   lost/       layers with blocks that the database did not know when the store was opened
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File as StdFile, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, Weak};
 
 use nix::fcntl::{Flock, FlockArg};
 use rocksdb::WriteBatch;
@@ -97,6 +97,10 @@ pub struct Store {
     sealed_bytes: Mutex<HashMap<LayerId, u64>>,
     /// WAL to replay in sealed layers, likewise.
     wal_bytes: Mutex<HashMap<LayerId, u64>>,
+    /// Shared by who needs the bodies of layers to stay as they are, alone for who moves files between them.
+    pub(crate) bodies: RwLock<()>,
+    /// Layers that could not be merged since something in them is damaged.
+    unmergeable: Mutex<HashSet<LayerId>>,
     warning: Option<String>,
     lock: Flock<StdFile>,
 }
@@ -161,6 +165,8 @@ impl Store {
             views: Mutex::default(),
             sealed_bytes: Mutex::default(),
             wal_bytes: Mutex::default(),
+            bodies: RwLock::default(),
+            unmergeable: Mutex::default(),
             warning,
             lock,
         };
@@ -186,6 +192,15 @@ impl Store {
 
     pub(crate) fn changing(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Keeps the bodies of layers as they are. Taken before the catalog.
+    pub(crate) fn bodies(&self) -> RwLockReadGuard<'_, ()> {
+        self.bodies.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(crate) fn unmergeable(&self) -> MutexGuard<'_, HashSet<LayerId>> {
+        self.unmergeable.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
@@ -307,7 +322,7 @@ impl Store {
 
     /// Ends a branch. Refused while it is in use, or while other branches start from its snapshots.
     pub fn destroy_branch(&self, name: &BranchName) -> Result<()> {
-        let _changing = self.changing();
+        let (_changing, _bodies) = (self.changing(), self.bodies());
         let mut catalog = self.catalog();
         let (id, _) = catalog.timeline(name)?;
         if self.is_open(id) {
@@ -428,25 +443,26 @@ impl Store {
                 return Ok(());
             }
             let mut batch = WriteBatch::default();
-            for id in &unneeded {
-                codec::delete_layer(&self.shared.db, &mut batch, *id);
+            let bodies: Vec<LayerId> = unneeded.iter().map(|id| catalog.body(*id)).collect::<Result<_>>()?;
+            for body in &bodies {
+                codec::delete_layer(&self.shared.db, &mut batch, *body);
             }
             let entries = unneeded.iter().map(|id| Entry::Layer(*id, None)).collect();
             catalog.commit(&self.shared.db, batch, entries)?;
             self.at("collect: committed");
             // The blocks go only when the catalog can't come back with their layer.
             self.sync_db()?;
-            for id in unneeded {
+            for (id, body) in unneeded.into_iter().zip(bodies) {
                 self.at("collect: about to remove");
                 self.sealed_bytes().remove(&id);
                 self.wal_bytes().remove(&id);
-                self.shared.sums.remove(id);
-                self.remove_layer_dir(id)?;
+                self.shared.sums.remove(body);
+                self.remove_layer_dir(body)?;
             }
         }
     }
 
-    fn remove_layer_dir(&self, id: LayerId) -> Result<()> {
+    pub(crate) fn remove_layer_dir(&self, id: LayerId) -> Result<()> {
         let path = self.shared.layers.path(id);
         let removed = self.shared.disk.remove_dir(&path);
         removed.map_err(Error::io(format!("remove {}", path.display())))
@@ -454,13 +470,15 @@ impl Store {
 
     /// Ends what a crash left half-made: layers without a record, records that nothing needs.
     fn sweep(&self) -> Result<()> {
+        let _bodies = self.bodies();
         let mut catalog = self.catalog();
         self.collect(&mut catalog)?;
+        let bodies: HashSet<LayerId> = catalog.bodies().map(|(body, _)| body).collect();
         let dir = &self.shared.layers.dir;
         let names = self.shared.disk.list(dir).map_err(Error::io("list the layers"))?;
         for name in names {
             if let Some(id) = layer_of_name(&name)
-                && catalog.layer(id).is_err()
+                && !bodies.contains(&id)
             {
                 self.at("sweep: about to remove");
                 self.sweep_layer(id, catalog.is_past(id))?;

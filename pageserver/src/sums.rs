@@ -8,10 +8,10 @@
 //! One record is for a *chunk* of 256 blocks: 32 bytes, of which bit `n % 8` of byte `n / 8` says whether the layer has block `n` of the
 //! chunk, then for each of those its checksum, little-endian. So a GiB of blocks has a MiB of checksums.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
 use rocksdb::WriteBatch;
 
@@ -93,11 +93,27 @@ pub fn of(block: &[u8]) -> u32 {
 /// A chunk of a file in a layer, and its checksums.
 type Cached = ((LayerId, Ino, u64), Arc<Chunk>);
 
+/// What has become of bodies by merging: see `merge.rs`.
+#[derive(Default)]
+struct Bodies {
+    /// Those that have ended, each with the one that has what it had.
+    ended: HashMap<LayerId, LayerId>,
+    /// Older ones that are being merged, each with the newer one.
+    merging: HashMap<LayerId, LayerId>,
+}
+
+impl Bodies {
+    fn now(&self, layer: LayerId) -> LayerId {
+        self.ended.get(&layer).copied().unwrap_or(layer)
+    }
+}
+
 /// The checksums of a store.
 pub struct Sums {
     db: Arc<Db>,
     summed: RwLock<HashSet<LayerId>>,
-    /// Counts the changes of `summed`.
+    bodies: RwLock<Bodies>,
+    /// Counts the changes of both.
     changes: AtomicU64,
     /// Each chunk has one place here, which it shares with others.
     cache: Vec<Mutex<Option<Cached>>>,
@@ -108,6 +124,7 @@ impl Sums {
         Sums {
             db,
             summed: RwLock::new(summed.collect()),
+            bodies: RwLock::default(),
             changes: AtomicU64::new(1),
             cache: (0..CACHED).map(|_| Mutex::default()).collect(),
         }
@@ -134,8 +151,56 @@ impl Sums {
         self.changes.fetch_add(1, Ordering::Release);
     }
 
+    /// The body that has what this one had: itself, unless it was merged.
+    pub fn body(&self, layer: LayerId) -> LayerId {
+        self.bodies().now(layer)
+    }
+
+    /// Whether a layer's number is that of a body that has ended.
+    pub fn has_ended(&self, layer: LayerId) -> bool {
+        self.bodies().ended.contains_key(&layer)
+    }
+
+    /// Whether any body has ended since the store was opened.
+    pub fn has_merged(&self) -> bool {
+        !self.bodies().ended.is_empty()
+    }
+
+    /// Has one body have what another had. Nobody looks at checksums until `commit` has changed the database.
+    pub fn merge(&self, ends: LayerId, stays: LayerId, commit: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut bodies = self.bodies.write().unwrap_or_else(|e| e.into_inner());
+        commit()?;
+        bodies
+            .ended
+            .values_mut()
+            .filter(|to| **to == ends)
+            .for_each(|to| *to = stays);
+        bodies.ended.insert(ends, stays);
+        bodies.merging.retain(|older, _| ![ends, stays].contains(older));
+        self.forget_chunks();
+        self.changes.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// The older body is going to be merged with the newer one.
+    pub fn begin_merge(&self, older: LayerId, newer: LayerId) {
+        let mut bodies = self.bodies.write().unwrap_or_else(|e| e.into_inner());
+        bodies.merging.insert(older, newer);
+    }
+
+    /// Has the database be asked anew, which has other records of a file now.
+    pub fn forget_chunks(&self) {
+        for place in &self.cache {
+            *place.lock().unwrap_or_else(|e| e.into_inner()) = None;
+        }
+    }
+
+    fn bodies(&self) -> RwLockReadGuard<'_, Bodies> {
+        self.bodies.read().unwrap_or_else(|e| e.into_inner())
+    }
+
     /// A chunk's checksums.
-    pub fn chunk(&self, layer: LayerId, ino: Ino, number: u64) -> Result<Arc<Chunk>> {
+    fn chunk(&self, layer: LayerId, ino: Ino, number: u64) -> Result<Arc<Chunk>> {
         let key = (layer, ino, number);
         let spread = layer.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ ino.0.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
         let place = &self.cache[(spread.wrapping_add(number) as usize) % CACHED];
@@ -151,7 +216,8 @@ impl Sums {
 
     /// Calls `each` with every block that the layer has of a file, in order.
     pub fn each_block(&self, layer: LayerId, ino: Ino, mut each: impl FnMut(u64)) -> Result<()> {
-        codec::each_sums(&self.db, layer, ino, |number, chunk| {
+        let bodies = self.bodies();
+        codec::each_sums(&self.db, bodies.now(layer), ino, |number, chunk| {
             let blocks = chunk.blocks().map(|(block, _)| number * CHUNK_BLOCKS + block);
             blocks.for_each(&mut each);
             Ok(())
@@ -160,6 +226,8 @@ impl Sums {
 
     /// Compares what was read of whole blocks, from `offset` on, with their checksums.
     pub fn verify(&self, layer: LayerId, ino: Ino, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let bodies = self.bodies();
+        let layer = bodies.now(layer);
         let mut chunk: Option<(u64, Arc<Chunk>)> = None;
         for (block, bytes) in (offset / BLOCK..).zip(bytes.chunks(BLOCK as usize)) {
             let number = block / CHUNK_BLOCKS;
@@ -168,6 +236,12 @@ impl Sums {
                 _ => &chunk.insert((number, self.chunk(layer, ino, number)?)).1,
             };
             if let Some(difference) = difference(sums.sum(block % CHUNK_BLOCKS), bytes) {
+                // Its file may be the newer one's already, which ends earlier.
+                if let Some(newer) = bodies.merging.get(&layer)
+                    && self.chunk(*newer, ino, number)?.sum(block % CHUNK_BLOCKS) == Some(of(bytes))
+                {
+                    continue;
+                }
                 return Err(damaged(layer, ino, block, difference));
             }
         }

@@ -59,11 +59,12 @@ impl Store {
     }
 
     /// A layer that is gone meanwhile holds nothing.
-    fn layer_bytes(&self, id: LayerId, is_sealed: bool) -> Result<u64> {
+    pub(crate) fn layer_bytes(&self, id: LayerId, is_sealed: bool) -> Result<u64> {
         if let Some(bytes) = self.sealed_bytes().get(&id).filter(|_| is_sealed) {
             return Ok(*bytes);
         }
-        let path = self.shared.layers.path(id);
+        let body = self.catalog().body(id).unwrap_or(id);
+        let path = self.shared.layers.path(body);
         let bytes = self.shared.disk.bytes_in(&path);
         let bytes = bytes.map_err(Error::io(format!("look at {}", path.display())))?;
         if is_sealed {

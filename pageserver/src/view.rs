@@ -175,6 +175,7 @@ impl View {
     }
 
     fn backing(&self, id: LayerId, ino: Ino) -> Arc<Backing> {
+        let id = self.store.sums.as_ref().map_or(id, |sums| sums.body(id));
         let mut layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
         let layer = layers.entry(id).or_insert_with(|| self.store.open(id));
         layer.backing(ino, self.writable && id == self.layer())

@@ -26,7 +26,7 @@ const HISTORIES_LONG: u64 = 20;
 /// Deep enough for a load to leave an image.
 const MANY_LAYERS: usize = 33;
 
-const OPERATIONS: [&str; 9] = [
+const OPERATIONS: [&str; 11] = [
     "seal",
     "seal again",
     "checkout",
@@ -36,6 +36,8 @@ const OPERATIONS: [&str; 9] = [
     "tidy",
     "load",
     "image",
+    "checksums",
+    "merge",
 ];
 
 const LOOKS: [Call; 9] = [
@@ -196,7 +198,41 @@ impl History {
                 self.push(Step::Reopen);
                 self.push(Step::Clone("new", last));
             }
+            "checksums" => {
+                self.push(Step::Snapshot("main@new"));
+                self.push(Step::Upkeep);
+            }
+            "merge" => {
+                self.push_mergeable();
+                self.push(Step::Upkeep);
+            }
             _ => unreachable!("an operation"),
+        }
+    }
+
+    /// Layers in which files were written, cut, replaced and removed, and of which only the first and the last have a name.
+    fn push_mergeable(&mut self) {
+        self.push(Step::Create("main", "cut"));
+        self.push(Step::Write("main", "cut", 0, 60_000, 1));
+        self.push(Step::Create("main", "gone"));
+        self.push(Step::Write("main", "gone", 0, 9000, 2));
+        self.push(Step::Snapshot("main@first"));
+        let mut names = Vec::new();
+        for nth in 0..4_u8 {
+            self.push(Step::Write("main", "last", usize::from(nth) * 5000, 9000, 10 + nth));
+            self.push(Step::Write("main", "cut", usize::from(nth) * 3000, 100, 20 + nth));
+            self.push(Step::Resize("main", "cut", 50_000 - usize::from(nth) * 1000));
+            match nth {
+                1 => self.push(Step::Unlink("main", "gone")),
+                2 => self.push(Step::Create("main", "gone")),
+                _ => self.push(Step::Write("main", "a", usize::from(nth) * 4096, 8192, 30 + nth)),
+            }
+            let name = self.new_tag("main");
+            self.push(Step::Snapshot(name));
+            names.push(name);
+        }
+        for name in &names[..names.len() - 1] {
+            self.push(Step::DestroySnapshot(name));
         }
     }
 
@@ -281,7 +317,7 @@ fn a_kill_at_any_point_leaves_the_old_or_the_new_state_and_nothing_else() {
     assert_eq!(named, NAMED_POINTS.into(), "every named point is killed at");
 }
 
-const NAMED_POINTS: [&str; 17] = [
+const NAMED_POINTS: [&str; 22] = [
     "branch: committed",
     "branch: head made",
     "branch: synced",
@@ -291,12 +327,17 @@ const NAMED_POINTS: [&str; 17] = [
     "destroy: committed",
     "head: layer made",
     "image: made",
+    "merge: about to remove",
+    "merge: committed",
+    "merge: files done",
+    "merge: marked",
     "names: committed",
     "orphans: dropped",
     "seal: committed",
     "seal: heads swapped",
     "seal: layer made",
     "seal: synced",
+    "sums: made",
     "sweep: about to remove",
     "tidy: about to remove",
 ];
@@ -357,6 +398,8 @@ fn goes_on(life: &mut Life, what: &str) {
                 .unwrap_or_else(|error| panic!("{what}: then {step:?}: {error}"));
         }
     }
+    life.take(&Step::Upkeep)
+        .unwrap_or_else(|error| panic!("{what}: then upkeep: {error}"));
     let seen = life.observe();
     assert!(seen == life.world, "{what}: later: {}", differences(&life.world, &seen));
 }

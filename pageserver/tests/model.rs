@@ -100,12 +100,12 @@ impl World {
             73..=75 => self.link(at),
             76..=78 => self.forget(at),
             79..=81 => self.sync(at),
-            82..=89 => self.snapshot(at),
+            82..=87 => self.snapshot(at),
+            88..=89 => self.upkeep(),
             90..=91 => self.clone_branch(at),
             92..=93 => self.checkout(at),
             94..=95 => self.destroy_snapshot(at),
-            96 => self.reopen(),
-            97 => self.upkeep(),
+            96..=97 => self.reopen(),
             _ => self.check(at),
         }
     }
@@ -370,9 +370,14 @@ impl World {
         self.store = Some(open(&self.dir));
     }
 
-    /// One piece of what the store does for itself.
+    /// Some of what the store does for itself, or all of it.
     fn upkeep(&mut self) {
-        self.store().sum_next(&mut |_| true).expect("upkeep");
+        let pieces = 1 + self.random.below(20);
+        for _ in 0..pieces {
+            if !self.store().tend(&mut |_| true).expect("upkeep") {
+                break;
+            }
+        }
     }
 
     /// The store's own check finds no damage, whether heads are in use or not.

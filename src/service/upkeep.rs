@@ -58,7 +58,7 @@ fn tend(service: &Service, name: &StorageName, store: &Store) {
         !service.is_stopped() && service.storages.named(name).is_ok()
     };
     loop {
-        match store.sum_next(&mut pace) {
+        match store.tend(&mut pace) {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => return tracing::error!("checksums of the storage {name}: {error}"),

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::{Checker, Finding, layers};
+use crate::catalog::LayerRecord;
 use crate::disk::DiskFile;
 use crate::layer::Layer;
 use crate::namespace::{Namespace, codec};
@@ -16,10 +17,12 @@ const NAMES_MAX: usize = 5;
 impl Checker<'_> {
     /// Reads all blocks of a layer that have checksums. Nobody has to wait meanwhile; a layer that was destroyed in between is none.
     pub(super) fn blocks(&mut self, id: LayerId, pace: Pace) {
-        if !self.catalog.layer(id).is_ok_and(|record| record.has_sums) {
+        // Of a layer that is being merged the one above has all that anybody reads.
+        let is_whole = |record: &LayerRecord| record.has_sums && !record.merging;
+        if !self.catalog.layer(id).is_ok_and(is_whole) {
             return;
         }
-        let layer = self.layers.open(id);
+        let layer = self.layers.open(self.body(id));
         let Ok(found) = layer.scan() else {
             // Told by what was found of its directory.
             return;

@@ -30,7 +30,7 @@ impl Checker<'_> {
                 return self.found(Finding::damage("layers", format!("they can't be listed: {error}")));
             }
         };
-        let mut missing: BTreeSet<LayerId> = known.layers().map(|(id, _)| id).collect();
+        let mut missing: BTreeSet<LayerId> = known.bodies().map(|(body, _)| body).collect();
         let mut strangers = Vec::new();
         for name in names {
             let path = self.layers.dir.join(&name);
@@ -77,12 +77,12 @@ impl Checker<'_> {
 
     /// The layer's backing files; what can't be one is a finding.
     fn files(&mut self, id: LayerId) -> Vec<Found> {
-        let dir = self.layers.path(id);
+        let dir = self.layers.path(self.body(id));
         let Ok(names) = self.disk.list(&dir) else {
             // Told by what is there of directories.
             return Vec::new();
         };
-        let layer = self.layers.open(id);
+        let layer = self.layers.open(self.body(id));
         let mut found = Vec::new();
         for name in names {
             let path = dir.join(&name);
@@ -108,9 +108,14 @@ impl Checker<'_> {
             // What is wrong with the parent has been told.
             Some(parent) => self.namespaces.get(&parent)?.clone(),
         };
-        match codec::apply_changes(self.db, id, &mut ns) {
-            Ok(_) => {
-                apply_files(id, found, &mut ns);
+        let body = self.body(id);
+        let kept = match self.catalog.layer(id).is_ok_and(|record| record.has_sums) {
+            true => parts::kept(self.db, body).map(|kept| Some(parts::found(&kept))),
+            false => Ok(None),
+        };
+        match codec::apply_changes(self.db, body, &mut ns).and(kept) {
+            Ok(kept) => {
+                apply_files(body, kept.as_deref().unwrap_or(found), &mut ns);
                 Some(ns)
             }
             Err(error) => {
@@ -125,7 +130,7 @@ impl Checker<'_> {
         if !self.catalog.layer(id).is_ok_and(|record| record.has_image) {
             return replayed;
         }
-        let what = match (codec::read_image(self.db, id), &replayed) {
+        let what = match (codec::read_image(self.db, self.body(id)), &replayed) {
             (Ok(image), Some(ns)) if !is_same(&image, ns) => "its image is not what the layers changed".to_owned(),
             (Ok(image), _) => return Some(image),
             (Err(error), _) => error.to_string(),
@@ -139,16 +144,22 @@ impl Checker<'_> {
     }
 
     fn backing_files(&mut self, id: LayerId, found: &[Found], ns: &Namespace) {
+        if self.catalog.is_merging(id) {
+            return;
+        }
         if self.catalog.layer(id).is_ok_and(|record| record.has_sums) {
-            let differences = parts::differences(self.db, id, found, ns);
-            let differences = differences.unwrap_or_else(|error| vec![error.to_string()]);
+            let kept = parts::kept(self.db, self.body(id));
+            let differences = match kept {
+                Ok(kept) => parts::differences(&kept, found, ns),
+                Err(error) => vec![error.to_string()],
+            };
             for what in differences {
                 self.found(Finding::damage(place(id), what));
             }
         }
         for file in found {
             if !ns.inode(file.ino).is_ok_and(|inode| inode.kind == Kind::File) {
-                let path = self.layers.path(id).join(file.ino.to_string());
+                let path = self.layers.path(self.body(id)).join(file.ino.to_string());
                 let what = format!("the backing file {} is no file's: left over, or renamed", file.ino);
                 let finding = Finding::new(Severity::Leftover, place(id), what);
                 self.found(finding.repair(Repair::PutAside(path)));
@@ -158,7 +169,7 @@ impl Checker<'_> {
 
     /// What is wrong with the namespace and was right in the parent's.
     fn tree(&mut self, id: LayerId, ns: &Namespace) {
-        let below = self.below(id);
+        let below: BTreeSet<LayerId> = self.below(id).into_iter().map(|id| self.body(id)).collect();
         let parent = self.catalog.layer(id).ok().and_then(|record| record.parent);
         let inherited = parent.and_then(|parent| self.namespaces.get(&parent));
         let inherited: BTreeSet<String> = inherited

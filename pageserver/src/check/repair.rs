@@ -80,7 +80,7 @@ fn do_one(dir: &Path, disk: &Disk, db: &Db, catalog: &mut Catalog, repair: &Repa
             return catalog.commit(db, batch, vec![Entry::Snapshot(*timeline, tag.clone(), None)]);
         }
         Repair::DropImage(layer) => {
-            codec::delete_image(db, &mut batch, *layer);
+            codec::delete_image(db, &mut batch, catalog.body(*layer)?);
             let mut record = catalog.layer(*layer)?.clone();
             record.has_image = false;
             return catalog.commit(db, batch, vec![Entry::Layer(*layer, Some(record))]);

@@ -5,12 +5,13 @@
 //! | `layer` `i` `ino` | an inode that the layer changed; empty = it is gone |
 //! | `layer` `d` `parent` `name` | the inode behind a name that the layer changed; empty = it is gone |
 //! | `layer` `I` `ino`, `layer` `D` `parent` `name` | the same for *every* inode and name: a full image |
-//! | `layer` `p` `ino` | size and floor that a backing file had when the layer was sealed; see [`crate::parts`] |
+//! | `layer` `p` `ino` | size, floor and time of a backing file of the sealed layer; see [`crate::parts`] |
 //! | `layer` `s` `ino` `chunk` | the checksums of its blocks there; see [`crate::sums`] |
 //!
 //! `layer`, `ino`, `parent` and `chunk` are 8 bytes, big-endian in keys. A changed inode's record tells nothing of the file's
 //! blocks: the layer's backing files do. An image's record does, so that whoever loads it need not look below.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use rocksdb::WriteBatch;
 use super::{Change, Inode, Namespace, PartRef};
 use crate::db::{Db, NAMESPACE};
 use crate::error::{Error, Result};
+use crate::parts::Kept;
 use crate::sums::Chunk;
 use crate::types::{Ino, Kind, LayerId, Time};
 
@@ -90,16 +92,16 @@ pub fn put_image(db: &Db, batch: &mut WriteBatch, layer: LayerId, ns: &Namespace
 }
 
 /// Adds what a sealed layer's backing file must be from now on.
-pub fn put_part(db: &Db, batch: &mut WriteBatch, layer: LayerId, ino: Ino, record: &[u8; 16]) {
+pub fn put_part(db: &Db, batch: &mut WriteBatch, layer: LayerId, ino: Ino, record: &[u8]) {
     db.put(batch, NAMESPACE, &key(layer, PART, ino, OsStr::new("")), record);
 }
 
 /// Calls `each` with what was kept by [`put_part`], in order of the inode numbers.
-pub fn read_parts(db: &Db, layer: LayerId, mut each: impl FnMut(Ino, [u8; 16])) -> Result<()> {
+pub fn read_parts(db: &Db, layer: LayerId, mut each: impl FnMut(Ino, Kept)) -> Result<()> {
     let prefix = key(layer, PART, Ino(0), OsStr::new(""))[..9].to_vec();
     db.scan(NAMESPACE, &prefix, |key, value| {
         let ino = ino_of(key)?;
-        each(ino, value.try_into().map_err(|_| damaged("part", layer, ino))?);
+        each(ino, Kept::decode(value).ok_or_else(|| damaged("part", layer, ino))?);
         Ok(())
     })
 }
@@ -134,6 +136,13 @@ fn decode_sums(record: &[u8], layer: LayerId, ino: Ino) -> Result<Chunk> {
     Chunk::decode(record).ok_or_else(|| damaged("sums", layer, ino))
 }
 
+/// Adds the delete of what the database keeps of a file in a sealed layer to a batch.
+pub fn delete_part(db: &Db, batch: &mut WriteBatch, layer: LayerId, ino: Ino) {
+    db.delete(batch, NAMESPACE, &key(layer, PART, ino, OsStr::new("")));
+    let [from, to] = [ino, Ino(ino.0 + 1)].map(|ino| key(layer, SUMS, ino, OsStr::new("")));
+    db.delete_range(batch, NAMESPACE, &from, &to);
+}
+
 /// Adds the delete of a layer's full image to a batch.
 pub fn delete_image(db: &Db, batch: &mut WriteBatch, layer: LayerId) {
     for tag in [IMAGE_INODE, IMAGE_NAME] {
@@ -166,6 +175,16 @@ pub fn apply_changes(db: &Db, layer: LayerId, ns: &mut Namespace) -> Result<usiz
         });
     })?;
     Ok(count)
+}
+
+/// What a layer changed, by what it is about.
+pub fn read_changes(db: &Db, layer: LayerId) -> Result<BTreeMap<Vec<u8>, Change>> {
+    let mut changes = BTreeMap::new();
+    read(db, layer, CHANGED_INODE, CHANGED_NAME, |change| {
+        let about = record(LayerId(0), &change).0;
+        changes.insert(about, change);
+    })?;
+    Ok(changes)
 }
 
 /// A changed file keeps the blocks and the size of its older self; what the layer did to them, its backing file tells.

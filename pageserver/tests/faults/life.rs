@@ -42,6 +42,8 @@ pub enum Step {
     DestroySnapshot(&'static str),
     DestroyBranch(&'static str),
     Tidy,
+    /// All that the store does for itself.
+    Upkeep,
     Close(&'static str),
     Reopen,
 }
@@ -94,7 +96,7 @@ impl World {
                 new.branches.remove(b)?;
                 new.snapshots.retain(|name, _| branch_of(name) != b);
             }
-            Step::Tidy | Step::Close(_) | Step::Reopen => {}
+            Step::Tidy | Step::Upkeep | Step::Close(_) | Step::Reopen => {}
         }
         Some(new)
     }
@@ -227,6 +229,10 @@ impl Life {
             }
             Step::Tidy => {
                 store.tidy();
+                Ok(())
+            }
+            Step::Upkeep => {
+                while store.tend(&mut |_| true).map_err(told)? {}
                 Ok(())
             }
             Step::Close(b) => {

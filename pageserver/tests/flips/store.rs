@@ -154,7 +154,7 @@ fn fill(store: &Arc<Store>) {
 
 /// Has all sealed blocks get their checksums.
 pub fn sum(store: &Store) {
-    while store.sum_next(&mut |_| true).expect("summed") {}
+    while store.tend(&mut |_| true).expect("summed") {}
 }
 
 /// What only the log has when the store is killed.

@@ -1,0 +1,304 @@
+//! Snapshots of a history and of a tree of branches go in random order, while their layers are merged: what can be seen never changes,
+//! neither through views that are loaded then nor through those that were open before, and every block is what was sealed.
+//!
+//! `ZENITH_MERGES=N` destroys N snapshots (short: 150), `ZENITH_SEED=S` makes the same choices.
+
+#[path = "support/random.rs"]
+mod random;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pageserver::*;
+use random::Random;
+
+const FILES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+/// The longest file, in bytes.
+const LENGTH: u64 = 1_300_000;
+
+const DESTROYED: u64 = 150;
+
+/// What a view shows: of each file its attributes and its bytes.
+type Seen = BTreeMap<String, (Attr, Vec<u8>)>;
+
+struct World {
+    dir: PathBuf,
+    store: Option<Arc<Store>>,
+    random: Random,
+    clock: i64,
+    branches: BTreeMap<BranchName, Arc<Timeline>>,
+    snapshots: BTreeMap<SnapshotName, Seen>,
+    /// Opened some time ago.
+    open: BTreeMap<SnapshotName, Arc<View>>,
+    made: u64,
+    destroyed: u64,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.branches.clear();
+        self.open.clear();
+        self.store = None;
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn number(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
+}
+
+fn seen(view: &View) -> Seen {
+    let entries = view.readdir(Ino::ROOT, 0, usize::MAX).expect("a root");
+    let file = |entry: DirEntry| {
+        let attr = view.getattr(entry.ino).expect("an inode");
+        let mut bytes = vec![0; attr.size as usize];
+        assert_eq!(view.read(entry.ino, 0, &mut bytes).expect("readable"), bytes.len());
+        (entry.name.to_string_lossy().into_owned(), (attr, bytes))
+    };
+    entries.into_iter().map(file).collect()
+}
+
+impl World {
+    fn new() -> World {
+        let seed = number("ZENITH_SEED", 1);
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("merge-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        Store::create(&dir, Disk::new()).expect("a store");
+        let mut world = World {
+            store: None,
+            dir,
+            random: Random::new(seed),
+            clock: 1_700_000_000,
+            branches: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            open: BTreeMap::new(),
+            made: 0,
+            destroyed: 0,
+        };
+        world.reopen();
+        world.add_branch(&Start::Empty);
+        world
+    }
+
+    fn store(&self) -> Arc<Store> {
+        self.store.clone().expect("an open store")
+    }
+
+    fn now(&mut self) -> Time {
+        self.clock += 1;
+        Time {
+            secs: self.clock,
+            nanos: 5,
+        }
+    }
+
+    fn reopen(&mut self) {
+        let names: Vec<BranchName> = std::mem::take(&mut self.branches).into_keys().collect();
+        self.open.clear();
+        self.store = None;
+        self.store = Some(Store::open(&self.dir, Disk::new().with_open_files_max(40)).expect("opens"));
+        for name in names {
+            let timeline = self.store().timeline(&name).expect("loads");
+            self.branches.insert(name, timeline);
+        }
+    }
+
+    fn add_branch(&mut self, start: &Start) {
+        self.made += 1;
+        let name: BranchName = format!("b{}", self.made).parse().expect("a name");
+        let now = self.now();
+        let store = self.store();
+        let made = store.create_bound_branch(&name, start, Bond::Independent, (0, 0), now);
+        made.expect("a branch");
+        self.branches
+            .insert(name.clone(), store.timeline(&name).expect("loads"));
+    }
+
+    fn a_branch(&mut self) -> (BranchName, Arc<Timeline>) {
+        let at = self.random.below(self.branches.len() as u64) as usize;
+        let (name, timeline) = self.branches.iter().nth(at).expect("a branch");
+        (name.clone(), timeline.clone())
+    }
+
+    /// Changes files of a branch: a few large writes, many small ones, cuts, files that come and go.
+    fn change(&mut self) {
+        let (_, timeline) = self.a_branch();
+        for _ in 0..1 + self.random.below(12) {
+            let name = OsStr::new(*self.random.pick(&FILES).expect("a name"));
+            let now = self.now();
+            let ino = match timeline.view().lookup(Ino::ROOT, name) {
+                Ok(attr) => attr.ino,
+                Err(_) => {
+                    let node = NewNode {
+                        kind: NewKind::File,
+                        mode: 0o600,
+                        uid: 1,
+                        gid: 1,
+                    };
+                    timeline.create(Ino::ROOT, name, node, now).expect("made").ino
+                }
+            };
+            let offset = self.random.below(LENGTH);
+            match self.random.below(20) {
+                0 => {
+                    timeline.unlink(Ino::ROOT, name, now).expect("unlinked");
+                    timeline.forget(ino);
+                }
+                1..=3 => {
+                    let set = SetAttr {
+                        size: Some(offset),
+                        ..SetAttr::default()
+                    };
+                    timeline.setattr(ino, set, now).expect("resized");
+                }
+                4..=5 => drop(self.write(&timeline, ino, offset, LENGTH - offset, now)),
+                _ => {
+                    let len = 1 + self.random.below(20_000);
+                    self.write(&timeline, ino, offset, len, now);
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, timeline: &Timeline, ino: Ino, offset: u64, len: u64, now: Time) {
+        let byte = 1 + self.random.below(255) as u8;
+        timeline
+            .write(ino, offset, &vec![byte; len as usize], Some(now))
+            .expect("written");
+    }
+
+    fn snapshot(&mut self) {
+        let (branch, timeline) = self.a_branch();
+        self.made += 1;
+        let name: SnapshotName = format!("{branch}@s{}", self.made).parse().expect("a name");
+        let now = self.now();
+        let store = self.store();
+        store.create_snapshot(&name, Keep::default(), now).expect("taken");
+        self.snapshots.insert(name, seen(timeline.view()));
+    }
+
+    fn fork(&mut self) {
+        if let Some(name) = self.a_snapshot() {
+            self.add_branch(&Start::Snapshot(name));
+        }
+    }
+
+    fn a_snapshot(&mut self) -> Option<SnapshotName> {
+        let names: Vec<SnapshotName> = self.snapshots.keys().cloned().collect();
+        self.random.pick(&names).cloned()
+    }
+
+    fn look(&mut self) {
+        if let Some(name) = self.a_snapshot() {
+            let view = self.store().snapshot_view(&name).expect("loads");
+            self.open.insert(name, view);
+        }
+    }
+
+    fn destroy(&mut self) {
+        if let Some(name) = self.a_snapshot() {
+            self.open.remove(&name);
+            match self.store().destroy_snapshot(&name) {
+                Ok(()) => {
+                    self.snapshots.remove(&name);
+                    self.destroyed += 1;
+                }
+                Err(Error::Busy { .. }) => {}
+                Err(error) => panic!("{name}: {error}"),
+            }
+        }
+    }
+
+    /// Some of the merging; now and then it is interrupted.
+    fn tend(&mut self) {
+        let mut left = self.random.below(60);
+        while self
+            .store()
+            .tend(&mut |_| {
+                left = left.saturating_sub(1);
+                left > 0
+            })
+            .expect("upkeep")
+        {}
+    }
+
+    /// What can be seen is what was there, through views old and new.
+    fn compare(&self) {
+        for (name, then) in &self.snapshots {
+            let view = self.store().snapshot_view(name).expect("loads");
+            same(&seen(&view), then, &format!("{name}"));
+        }
+        for (name, view) in &self.open {
+            same(&seen(view), &self.snapshots[name], &format!("{name}, opened before"));
+        }
+    }
+
+    /// Nothing worse than that is found.
+    fn check(&self, worst: Severity) {
+        self.store().tidy();
+        let checks = Checks {
+            blocks_from: Some(LayerId(0)),
+            ..Checks::default()
+        };
+        let findings = self.store().check(checks, &mut |_| {}).expect("checked");
+        let bad = findings.iter().find(|finding| finding.severity > worst);
+        assert!(bad.is_none(), "{bad:?}");
+    }
+}
+
+fn same(now: &Seen, then: &Seen, what: &str) {
+    assert!(
+        now.keys().eq(then.keys()),
+        "{what}: {:?} instead of {:?}",
+        now.keys(),
+        then.keys()
+    );
+    for (name, (attr, bytes)) in now {
+        let (attr_then, bytes_then) = &then[name];
+        assert_eq!((attr.ino, attr.size), (attr_then.ino, attr_then.size), "{what}: {name}");
+        let differs = bytes.iter().zip(bytes_then).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "{what}: {name} differs there");
+    }
+}
+
+#[test]
+fn no_view_changes_when_others_go() {
+    let mut world = World::new();
+    let wanted = number("ZENITH_MERGES", DESTROYED);
+    let mut heads: BTreeMap<BranchName, Seen> = BTreeMap::new();
+    while world.destroyed < wanted {
+        match world.random.below(100) {
+            0..=34 => world.change(),
+            35..=54 => world.snapshot(),
+            55..=57 if world.branches.len() < 20 => world.fork(),
+            58..=64 => world.look(),
+            65..=79 => world.destroy(),
+            80..=95 => {
+                for (name, timeline) in &world.branches {
+                    heads.insert(name.clone(), seen(timeline.view()));
+                }
+                world.tend();
+                for (name, timeline) in &world.branches {
+                    same(&seen(timeline.view()), &heads[name], &format!("the head of {name}"));
+                }
+                world.compare();
+                world.check(Severity::Leftover);
+            }
+            96..=97 => world.reopen(),
+            _ => world.compare(),
+        }
+    }
+    world.reopen();
+    world.compare();
+    // With all names gone and all upkeep done one layer is left below each head, or none.
+    while let Some(name) = world.a_snapshot() {
+        world.open.clear();
+        world.store().destroy_snapshot(&name).expect("destroyed");
+        world.snapshots.remove(&name);
+    }
+    while world.store().tend(&mut |_| true).expect("upkeep") {}
+    world.check(Severity::Note);
+}

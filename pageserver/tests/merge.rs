@@ -154,7 +154,7 @@ impl World {
                     };
                     timeline.setattr(ino, set, now).expect("resized");
                 }
-                4..=5 => drop(self.write(&timeline, ino, offset, LENGTH - offset, now)),
+                4..=5 => self.write(&timeline, ino, offset, LENGTH - offset, now),
                 _ => {
                     let len = 1 + self.random.below(20_000);
                     self.write(&timeline, ino, offset, len, now);

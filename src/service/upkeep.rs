@@ -1,11 +1,12 @@
-//! What stores do for themselves while nobody waits: checksums of what was sealed.
+//! What stores do for themselves while nobody waits: checksums of what was sealed, merging of what nobody names.
 //!
 //! One thread with the lowest priority there is, which pauses after each piece of work, so that neither a processor nor a disk is
 //! taken from who uses a mount. What it has not finished when the service ends the next one begins anew.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pageserver::Store;
 
@@ -15,6 +16,9 @@ use crate::api::storages::StorageName;
 
 /// How often to look for work.
 const EVERY: Duration = Duration::from_secs(1);
+
+/// How long to leave a storage alone after an error.
+const REST: Duration = Duration::from_secs(60);
 
 /// Bytes a second, at most.
 const SPEED: u64 = 256 << 20;
@@ -37,22 +41,30 @@ impl Upkeep {
 
     /// Waits for its end: it ends when the service is stopped.
     pub fn join(self) {
-        // A panic was logged by the thread.
-        let _ended = self.0.map(JoinHandle::join);
+        if let Some(thread) = self.0 {
+            thread.thread().unpark();
+            // A panic was logged by the thread.
+            let _ended = thread.join();
+        }
     }
 }
 
 fn run(service: &Service) {
     give_way();
+    let mut resting: BTreeMap<StorageName, Instant> = BTreeMap::new();
     while !service.is_stopped() {
+        resting.retain(|_, until| Instant::now() < *until);
         for (name, store) in service.storages.stores() {
-            tend(service, &name, &store);
+            if !resting.contains_key(&name) && tend(service, &name, &store).is_err() {
+                resting.insert(name, Instant::now() + REST);
+            }
         }
-        thread::sleep(EVERY);
+        thread::park_timeout(EVERY);
     }
 }
 
-fn tend(service: &Service, name: &StorageName, store: &Store) {
+/// An error was logged: it may last.
+fn tend(service: &Service, name: &StorageName, store: &Store) -> Result<(), ()> {
     let mut pace = |bytes: u64| {
         thread::sleep(Duration::from_secs_f64(bytes as f64 / SPEED as f64));
         !service.is_stopped() && service.storages.named(name).is_ok()
@@ -60,8 +72,11 @@ fn tend(service: &Service, name: &StorageName, store: &Store) {
     loop {
         match store.tend(&mut pace) {
             Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => return tracing::error!("checksums of the storage {name}: {error}"),
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                tracing::error!("upkeep of the storage {name}: {error}");
+                return Err(());
+            }
         }
     }
 }

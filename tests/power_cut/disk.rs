@@ -10,10 +10,10 @@
 //! or 4 KiB) is old or new, never a mixture. Bytes lie in an [`Arena`], and an [`Image`] says for each sector where in it, so that
 //! a cut copies a table and no bytes, and an image can itself be the base of another recorded disk.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,9 +30,9 @@ pub struct Arena {
 
 impl Arena {
     pub fn new(dir: &Path) -> io::Result<Arc<Arena>> {
-        let path = dir.join("arena");
-        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-        fs::remove_file(&path)?;
+        let mut nameless = File::options();
+        nameless.read(true).write(true).custom_flags(libc::O_TMPFILE);
+        let file = nameless.open(dir)?;
         // The first sector stays unused: 0 is a sector that was never written.
         let sectors = AtomicU64::new(1);
         Ok(Arc::new(Arena { file, sectors }))

@@ -22,6 +22,7 @@ mod openapi;
 pub mod peeks;
 pub mod pgs;
 pub mod problem;
+pub mod schedules;
 mod schema;
 pub mod snapshots;
 pub mod status;
@@ -63,6 +64,7 @@ pub fn router(service: Arc<Service>, guard: Guard) -> Router {
     let (router, api) = OpenApiRouter::new()
         .merge(status::routes())
         .merge(branches::routes())
+        .merge(schedules::routes())
         .merge(snapshots::routes())
         .merge(mounts::routes())
         .merge(pgs::routes())

@@ -32,6 +32,7 @@ use crate::api::mounts::{Mount, NewMount};
 use crate::api::peeks::{NewPeek, Peek};
 use crate::api::pgs::{Acted, Action, LogText, NewPg, Pg, PgDetails};
 use crate::api::problem::Problem;
+use crate::api::schedules::{Schedule, Scheduled};
 use crate::api::snapshots::{NewSnapshot, Snapshot, SnapshotChange};
 use crate::api::status::{Status, Stop, Upgrade};
 use crate::api::storages::{NewStorage, Storage, StorageName};
@@ -145,6 +146,18 @@ impl Client {
 
     pub fn change_snapshot(&self, name: &SnapshotName, change: &SnapshotChange) -> Result<Snapshot> {
         self.with_body(Method::PATCH, &format!("/snapshots/{}", encoded(name)), change)
+    }
+
+    pub fn schedules(&self) -> Result<Vec<Scheduled>> {
+        self.get("/schedules")
+    }
+
+    pub fn set_schedule(&self, branch: &BranchName, schedule: &Schedule) -> Result<()> {
+        self.with_body(Method::PUT, &format!("/schedules/{}", encoded(branch)), schedule)
+    }
+
+    pub fn unset_schedule(&self, branch: &BranchName) -> Result<()> {
+        self.delete(&format!("/schedules/{}", encoded(branch)))
     }
 
     /// Opens a temporary server over a snapshot, which lives until what is held is dropped.

@@ -16,6 +16,7 @@ use crate::api::branches::{Branch, CheckedOut};
 use crate::api::check::{Checked, Finding, Severity};
 use crate::api::mounts::Mount;
 use crate::api::pgs::{Acted, LogText, Pg, PgDetails};
+use crate::api::schedules::Scheduled;
 use crate::api::snapshots::{Postgres, Snapshot};
 use crate::api::status::{Http, Status};
 use crate::api::storages::Storage;
@@ -201,6 +202,31 @@ impl Show for Vec<Snapshot> {
             ],
             self.iter().map(row),
         )
+    }
+}
+
+impl Show for Vec<Scheduled> {
+    fn text(&self) -> String {
+        if self.is_empty() {
+            return "no schedules yet: `zenith snapshot schedule NAME --every 1h` makes one".into();
+        }
+        let row = |scheduled: &Scheduled| {
+            let rules: Vec<String> = scheduled.schedule.keep.iter().map(ToString::to_string).collect();
+            let keep = if rules.is_empty() {
+                "all".into()
+            } else {
+                rules.join(",")
+            };
+            [
+                scheduled.branch.to_string(),
+                humantime::format_duration(scheduled.schedule.every()).to_string(),
+                keep,
+                scheduled.snapshots.to_string(),
+                scheduled.last.map(human).unwrap_or_default(),
+            ]
+            .map(Cell::from)
+        };
+        table(["BRANCH", "EVERY", "KEEP", "SNAPSHOTS", "LAST"], self.iter().map(row))
     }
 }
 

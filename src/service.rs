@@ -27,6 +27,7 @@ mod mounts;
 pub mod parent;
 mod peeks;
 mod pgs;
+mod schedules;
 mod serve;
 mod snapshots;
 mod startup;
@@ -60,6 +61,7 @@ use metrics::Requests;
 use mounts::log_failure;
 use parent::{Inherited, Parent};
 use peeks::Peeks;
+use schedules::Resting;
 use storages::Storages;
 use table::Table;
 pub use tcp::asked as asked_to_listen;
@@ -76,6 +78,7 @@ pub struct Service {
     http: Http,
     locks: BranchLocks,
     gate: Gate,
+    resting: Resting,
     /// Ports of temporary servers. Locked while a port is chosen, so that two don't choose the same.
     ports: Mutex<BTreeSet<u16>>,
     started: Timestamp,
@@ -138,6 +141,7 @@ impl Service {
             http,
             locks: BranchLocks::default(),
             gate: Gate::default(),
+            resting: Resting::default(),
             ports: Mutex::default(),
             started: Timestamp::now(),
             stopped: watch::Sender::new(None),
@@ -219,6 +223,7 @@ impl Service {
                     store.tidy();
                 }
                 self.destroy_expired();
+                self.keep_schedules();
             }
             true => {
                 tracing::error!("the store was deleted: stopping");

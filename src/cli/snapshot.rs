@@ -9,6 +9,7 @@ use pageserver::{BranchName, SnapshotName, Tag};
 use super::pg::psql_as;
 use super::{Context, Destruction};
 use crate::api::peeks::NewPeek;
+use crate::api::schedules::{Rule, Schedule};
 use crate::api::snapshots::{NewSnapshot, SnapshotChange};
 use crate::error::{Error, Result};
 use crate::postgres::programs;
@@ -17,7 +18,8 @@ use crate::postgres::programs;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   zenith snapshot create main@before
-  zenith snapshot list main")]
+  zenith snapshot list main
+  zenith snapshot schedule shop --every 1h --keep hourly:24,daily:7")]
 pub struct Snapshot {
     #[command(subcommand)]
     action: Action,
@@ -28,6 +30,7 @@ enum Action {
     Create(Create),
     List(List),
     Show(Show),
+    Schedule(Plan),
     Rename(Rename),
     Protect(Protect),
     Psql(Psql),
@@ -127,6 +130,30 @@ struct List {
     branch: Option<BranchName>,
 }
 
+/// Have snapshots be taken, and go, by themselves
+///
+/// They are called auto- and the moment, in UTC. With --keep those that no rule keeps are destroyed; one that is protected, in use or
+/// started from stays. Without a time it lists the schedules.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  zenith snapshot schedule shop --every 15m --keep hourly:24,daily:7,weekly:4
+  zenith snapshot schedule
+  zenith snapshot schedule shop --off")]
+struct Plan {
+    /// The branch or pg
+    #[arg(value_name = "NAME")]
+    branch: Option<BranchName>,
+    /// How often: 1m, 15m, 1h, 1d
+    #[arg(long, value_name = "TIME", value_parser = time_to_live, requires = "branch")]
+    every: Option<Duration>,
+    /// Which stay: the newest of each of the last so many hours, days, weeks, months or years, or the last so many [default: all]
+    #[arg(long, value_name = "RULE,...", value_delimiter = ',', requires = "every")]
+    keep: Vec<Rule>,
+    /// End the schedule; its snapshots stay
+    #[arg(long, requires = "branch", conflicts_with = "every")]
+    off: bool,
+}
+
 /// Destroy a snapshot
 ///
 /// Refused while something depends on it.
@@ -148,6 +175,7 @@ impl Snapshot {
             Action::Create(create) => create.run(context),
             Action::List(list) => list.run(context),
             Action::Show(show) => context.print(&vec![context.client()?.snapshot(&show.name)?]),
+            Action::Schedule(plan) => plan.run(context),
             Action::Rename(rename) => rename.run(context),
             Action::Protect(protect) => protect.run(context),
             Action::Psql(psql) => psql.run(context),
@@ -186,6 +214,34 @@ fn time_to_live(text: &str) -> std::result::Result<Duration, String> {
 fn expiry(ttl: Duration) -> Result<Timestamp> {
     let at = Timestamp::now().checked_add(ttl);
     at.map_err(|_| Error::usage("no calendar goes that far").hint("give a shorter --ttl, or none"))
+}
+
+impl Plan {
+    fn run(self, context: &Context) -> Result<()> {
+        let client = context.client()?;
+        match (self.branch, self.every, self.off) {
+            (Some(branch), _, true) => {
+                client.unset_schedule(&branch)?;
+                context.done(&format!("{branch} has no schedule any more"))
+            }
+            (Some(branch), Some(every), false) => {
+                let schedule = Schedule {
+                    every: every.as_secs(),
+                    keep: self.keep,
+                };
+                client.set_schedule(&branch, &schedule)?;
+                context.done(&format!(
+                    "snapshots of {branch} are taken every {}",
+                    humantime::format_duration(every)
+                ))
+            }
+            (branch, ..) => {
+                let mut schedules = client.schedules()?;
+                schedules.retain(|scheduled| branch.as_ref().is_none_or(|branch| scheduled.branch == *branch));
+                context.print(&schedules)
+            }
+        }
+    }
 }
 
 impl Rename {

@@ -105,6 +105,7 @@ impl Service {
             self.check_unused(name)?;
             self.storages.store_of(name)?.destroy_branch(name)?;
             self.table.forget_branch(name)?;
+            self.memory.change(|memory| drop(memory.schedules.remove(name)))?;
             tracing::info!("branch {name} deleted");
             Ok(())
         })

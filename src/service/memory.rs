@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use pageserver::BranchName;
 use serde::{Deserialize, Serialize};
 
+use crate::api::schedules::Schedule;
 use crate::api::storages::{Options, StorageName};
 use crate::error::{Error, Result};
 use crate::name::ViewName;
@@ -26,6 +27,9 @@ pub struct Remembered {
     /// Data directories that are being made or taken away: to be taken away when they are found at a start.
     pub unfinished: Vec<Unfinished>,
     pub pgs: BTreeMap<BranchName, PgRecord>,
+    /// Of branches.
+    #[serde(default)]
+    pub schedules: BTreeMap<BranchName, Schedule>,
     /// Storages beside `local`.
     pub storages: BTreeMap<StorageName, StorageRecord>,
 }

@@ -9,4 +9,5 @@ mod manager;
 mod processes;
 mod rest;
 mod sandbox;
+mod schedules;
 mod service;

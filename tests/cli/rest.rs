@@ -250,6 +250,8 @@ fn nothing_changes_by_get_and_the_description_has_every_route_and_method() {
         "/pgs/{name}",
         "/pgs/{name}/actions",
         "/pgs/{name}/log",
+        "/schedules",
+        "/schedules/{name}",
         "/snapshots",
         "/snapshots/{name}",
         "/snapshots/{name}/peeks",

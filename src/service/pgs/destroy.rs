@@ -58,6 +58,7 @@ impl Service {
         };
         let begun = self.memory.change(|memory| {
             memory.pgs.remove(name);
+            memory.schedules.remove(name);
             memory.unfinished.push(unfinished.clone());
         });
         begun.inspect_err(|_| log_failure("mount again", self.remount(&dir).map(drop)))?;

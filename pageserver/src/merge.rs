@@ -157,6 +157,44 @@ impl Store {
         merger.commit(&records)
     }
 
+    /// The bytes of a sealed layer that nobody sees through the only one that stands on it: what merging them gives back.
+    pub(crate) fn hidden_bytes(&self, older: LayerId, newer: LayerId) -> Result<u64> {
+        let (older, newer, ns) = {
+            let mut catalog = self.catalog();
+            let ns = load::sealed(&self.shared, &mut catalog, Some(newer))?;
+            (catalog.body(older)?, catalog.body(newer)?, ns)
+        };
+        let [olders, newers] = [older, newer].map(|body| parts::kept(&self.shared.db, body));
+        let (olders, newers) = (olders?, newers?);
+        let mut hidden = 0;
+        for (ino, kept) in olders {
+            let above = newers.get(&ino);
+            let is_gone = !parts::is_file(&ns, ino);
+            if !is_gone && above.is_none() {
+                continue;
+            }
+            let chunks = self.chunks(older, ino)?;
+            let seen = match above.filter(|_| !is_gone) {
+                Some(above) => {
+                    let limit = floor_above(&kept, above).div_ceil(BLOCK);
+                    inherited(&chunks, &self.chunks(newer, ino)?, limit).count()
+                }
+                None => 0,
+            };
+            hidden += (blocks(&chunks).count() - seen) as u64 * BLOCK;
+        }
+        Ok(hidden)
+    }
+
+    fn chunks(&self, body: LayerId, ino: Ino) -> Result<BTreeMap<u64, Chunk>> {
+        let mut chunks = BTreeMap::new();
+        codec::each_sums(&self.shared.db, body, ino, |number, chunk| {
+            chunks.insert(number, chunk);
+            Ok(())
+        })?;
+        Ok(chunks)
+    }
+
     /// Keeps bodies as they are: nobody merges, and nobody removes one that is being merged.
     fn layers_alone(&self) -> Option<RwLockWriteGuard<'_, ()>> {
         match self.bodies.try_write() {
@@ -268,7 +306,7 @@ impl Merger<'_> {
         let failed = || Error::io(format!("merge the file {ino} into layer {}", self.pair.newer));
         let base_size = self.base.inode(ino).map_or(0, |inode| inode.size);
         let older_floor = older.floor.unwrap_or(base_size).min(older.size);
-        let newer_floor = newer.floor.unwrap_or(older.size).min(newer.size);
+        let newer_floor = floor_above(&older, &newer);
         let kept = Kept {
             floor: Some(older_floor.min(newer_floor)),
             ..newer
@@ -349,12 +387,7 @@ impl Merger<'_> {
     }
 
     fn chunks(&self, body: LayerId, ino: Ino) -> Result<BTreeMap<u64, Chunk>> {
-        let mut chunks = BTreeMap::new();
-        codec::each_sums(&self.store.shared.db, body, ino, |number, chunk| {
-            chunks.insert(number, chunk);
-            Ok(())
-        })?;
-        Ok(chunks)
+        self.store.chunks(body, ino)
     }
 
     /// Makes one layer of both for everybody, and removes what is left of the body that ends.
@@ -396,6 +429,9 @@ impl Merger<'_> {
         store.at("merge: committed");
         for id in [pair.older, pair.newer] {
             store.sealed_bytes().remove(&id);
+            store
+                .hidden_bytes_known()
+                .retain(|(older, newer), _| ![older, newer].contains(&&id));
         }
         // What the database may come back with must find its blocks.
         store.sync_db()?;
@@ -527,6 +563,11 @@ impl Copy<'_> {
         }
         self.merger.disk().set_len(older, self.size).map_err(failed())
     }
+}
+
+/// The floor of a file in the newer of two layers.
+fn floor_above(older: &Kept, newer: &Kept) -> u64 {
+    newer.floor.unwrap_or(older.size).min(newer.size)
 }
 
 fn blocks(chunks: &BTreeMap<u64, Chunk>) -> impl Iterator<Item = (u64, u32)> {

@@ -95,6 +95,8 @@ pub struct Store {
     views: Mutex<HashMap<LayerId, Weak<View>>>,
     /// Bytes of sealed layers, as far as somebody has asked.
     sealed_bytes: Mutex<HashMap<LayerId, u64>>,
+    /// Bytes of sealed layers that the ones above hide, likewise.
+    hidden_bytes: Mutex<HashMap<(LayerId, LayerId), u64>>,
     /// WAL to replay in sealed layers, likewise.
     wal_bytes: Mutex<HashMap<LayerId, u64>>,
     /// Shared by who needs the bodies of layers to stay as they are, alone for who moves files between them.
@@ -164,6 +166,7 @@ impl Store {
             timelines: Mutex::default(),
             views: Mutex::default(),
             sealed_bytes: Mutex::default(),
+            hidden_bytes: Mutex::default(),
             wal_bytes: Mutex::default(),
             bodies: RwLock::default(),
             unmergeable: Mutex::default(),
@@ -209,6 +212,10 @@ impl Store {
 
     pub(crate) fn sealed_bytes(&self) -> MutexGuard<'_, HashMap<LayerId, u64>> {
         self.sealed_bytes.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(crate) fn hidden_bytes_known(&self) -> MutexGuard<'_, HashMap<(LayerId, LayerId), u64>> {
+        self.hidden_bytes.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     pub(crate) fn wal_bytes(&self) -> MutexGuard<'_, HashMap<LayerId, u64>> {

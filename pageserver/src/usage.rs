@@ -1,6 +1,8 @@
 //! How much of the disk branches and snapshots hold, in bytes as the backing filesystem counts them.
 //!
-//! A layer's bytes are those of its backing files. A sealed layer is never written again, so its figure is kept.
+//! A layer's bytes are those of its backing files. A sealed layer changes only when it is merged, so its figure is kept. What a snapshot in the
+//! middle of a history holds alone is what the layer above hides of its own, told by the checksums' records; until both have these,
+//! and where a head stands on it, whose blocks change with every write, that is not counted.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +15,7 @@ use crate::types::LayerId;
 /// What a snapshot holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SnapshotBytes {
-    /// What destroying it would give back: the layers that nothing else needs.
+    /// What destroying it would give back: the layers that nothing else needs, and what merging frees then.
     pub alone: u64,
     /// All layers that it stands on, shared or not.
     pub whole: u64,
@@ -33,17 +35,28 @@ impl Store {
     }
 
     pub fn snapshot_bytes(&self, name: &SnapshotName) -> Result<SnapshotBytes> {
-        let (alone, whole) = {
+        let (alone, merged, whole) = {
             let catalog = self.catalog();
             let layer = catalog.snapshot(name)?.layer;
-            (freed_with(&catalog, name)?, chain(&catalog, layer)?)
+            let freed = freed_with(&catalog, name)?;
+            let merged = merged_with(&catalog, layer, freed.last().copied())?;
+            (freed, merged, chain(&catalog, layer)?)
         };
         let sum =
             |layers: Vec<LayerId>| -> Result<u64> { layers.into_iter().map(|id| self.layer_bytes(id, true)).sum() };
         Ok(SnapshotBytes {
-            alone: sum(alone)?,
+            alone: sum(alone)? + merged.map_or(Ok(0), |(older, newer)| self.hidden(older, newer))?,
             whole: sum(whole)?,
         })
+    }
+
+    fn hidden(&self, older: LayerId, newer: LayerId) -> Result<u64> {
+        if let Some(bytes) = self.hidden_bytes_known().get(&(older, newer)) {
+            return Ok(*bytes);
+        }
+        let bytes = self.hidden_bytes(older, newer)?;
+        self.hidden_bytes_known().insert((older, newer), bytes);
+        Ok(bytes)
     }
 
     /// What all layers hold.
@@ -102,4 +115,28 @@ fn freed_with(catalog: &Catalog, name: &SnapshotName) -> Result<Vec<LayerId>> {
         next = catalog.layer(id)?.parent;
     }
     Ok(freed)
+}
+
+/// The two layers that would be merged when a snapshot of `layer` went, and the layers down to `freed` with it.
+fn merged_with(catalog: &Catalog, layer: LayerId, freed: Option<LayerId>) -> Result<Option<(LayerId, LayerId)>> {
+    let older = match freed {
+        Some(freed) => catalog.layer(freed)?.parent,
+        None => Some(layer),
+    };
+    let Some(older) = older else {
+        return Ok(None);
+    };
+    // Its own name goes, or the child that is freed.
+    let names = catalog.snapshots().filter(|(.., record)| record.layer == older).count();
+    let is_named = names > usize::from(freed.is_none());
+    let is_head = |id: LayerId| catalog.timelines().any(|(_, record)| record.head == id);
+    let children = catalog
+        .layers()
+        .filter(|(id, record)| record.parent == Some(older) && Some(*id) != freed);
+    let children: Vec<LayerId> = children.map(|(id, _)| id).collect();
+    let [newer] = children.as_slice() else {
+        return Ok(None);
+    };
+    let is_ready = |id: LayerId| catalog.layer(id).is_ok_and(|record| record.has_sums) && !is_head(id);
+    Ok((!is_named && is_ready(older) && is_ready(*newer)).then_some((older, *newer)))
 }

@@ -287,6 +287,10 @@ impl<'a> Checker<'a> {
         };
         let mut unpaced = |_| true;
         let pace = checks.pace.unwrap_or(&mut unpaced);
+        if layers.iter().all(|id| *id < from) {
+            let what = format!("no layer from {from} on: no block was read");
+            self.found(Finding::new(Severity::Note, "blocks", what));
+        }
         for (nth, id) in layers.iter().enumerate().filter(|(_, id)| **id >= from) {
             progress(&format!("reading layer {id}, {} of {}", nth + 1, layers.len()));
             self.blocks(*id, pace);

@@ -127,6 +127,13 @@ impl Layer {
             let path = self.path.with_file_name(body.to_string()).join(ino.to_string());
             match self.disk.open(&path, write) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound && sums.body(self.id) != body => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    let what = format!("layer {body}: the backing file {ino} is missing");
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        Error::Damaged { what }.to_string(),
+                    ));
+                }
                 opened => return opened,
             }
         }

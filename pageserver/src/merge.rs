@@ -173,26 +173,17 @@ impl Store {
             if !is_gone && above.is_none() {
                 continue;
             }
-            let chunks = self.chunks(older, ino)?;
+            let chunks = codec::sums_of(&self.shared.db, older, ino)?;
             let seen = match above.filter(|_| !is_gone) {
                 Some(above) => {
                     let limit = floor_above(&kept, above).div_ceil(BLOCK);
-                    inherited(&chunks, &self.chunks(newer, ino)?, limit).count()
+                    inherited(&chunks, &codec::sums_of(&self.shared.db, newer, ino)?, limit).count()
                 }
                 None => 0,
             };
             hidden += (blocks(&chunks).count() - seen) as u64 * BLOCK;
         }
         Ok(hidden)
-    }
-
-    fn chunks(&self, body: LayerId, ino: Ino) -> Result<BTreeMap<u64, Chunk>> {
-        let mut chunks = BTreeMap::new();
-        codec::each_sums(&self.shared.db, body, ino, |number, chunk| {
-            chunks.insert(number, chunk);
-            Ok(())
-        })?;
-        Ok(chunks)
     }
 
     /// Keeps bodies as they are: nobody merges, and nobody removes one that is being merged.
@@ -387,7 +378,7 @@ impl Merger<'_> {
     }
 
     fn chunks(&self, body: LayerId, ino: Ino) -> Result<BTreeMap<u64, Chunk>> {
-        self.store.chunks(body, ino)
+        codec::sums_of(&self.store.shared.db, body, ino)
     }
 
     /// Makes one layer of both for everybody, and removes what is left of the body that ends.
@@ -566,7 +557,7 @@ impl Copy<'_> {
 }
 
 /// The floor of a file in the newer of two layers.
-fn floor_above(older: &Kept, newer: &Kept) -> u64 {
+pub fn floor_above(older: &Kept, newer: &Kept) -> u64 {
     newer.floor.unwrap_or(older.size).min(newer.size)
 }
 
@@ -582,7 +573,7 @@ fn blocks(chunks: &BTreeMap<u64, Chunk>) -> impl Iterator<Item = (u64, u32)> {
 }
 
 /// The blocks below `limit` that only the older layer has.
-fn inherited<'a>(
+pub fn inherited<'a>(
     older: &'a BTreeMap<u64, Chunk>,
     newer: &'a BTreeMap<u64, Chunk>,
     limit: u64,

@@ -8,6 +8,7 @@ mod random;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -62,9 +63,9 @@ fn seen(view: &View) -> Seen {
 }
 
 impl World {
-    fn new() -> World {
+    fn new(name: &str) -> World {
         let seed = number("ZENITH_SEED", 1);
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("merge-{}", std::process::id()));
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("merge-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         Store::create(&dir, Disk::new()).expect("a store");
         let mut world = World {
@@ -266,7 +267,7 @@ fn same(now: &Seen, then: &Seen, what: &str) {
 
 #[test]
 fn no_view_changes_when_others_go() {
-    let mut world = World::new();
+    let mut world = World::new("views");
     let wanted = number("ZENITH_MERGES", DESTROYED);
     let mut heads: BTreeMap<BranchName, Seen> = BTreeMap::new();
     while world.destroyed < wanted {
@@ -314,4 +315,80 @@ fn no_view_changes_when_others_go() {
         world.compare();
     }
     world.check(Severity::Note);
+}
+
+/// What a merge can't go on with stays as it is, is told, and can be read once it is what it was.
+#[test]
+fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
+    let mut world = World::new("damage");
+    let (branch, timeline) = world.a_branch();
+    let node = NewNode {
+        kind: NewKind::File,
+        mode: 0o600,
+        uid: 1,
+        gid: 1,
+    };
+    let file = timeline
+        .create(Ino::ROOT, OsStr::new("file"), node, world.now())
+        .expect("made")
+        .ino;
+    for (tag, blocks) in [("one", 400), ("two", 300), ("three", 1)] {
+        let now = world.now();
+        world.write(&timeline, file, 0, blocks * 4096, now);
+        let name: SnapshotName = format!("{branch}@{tag}").parse().expect("a name");
+        world
+            .store()
+            .create_snapshot(&name, Keep::default(), now)
+            .expect("taken");
+        world.snapshots.insert(name, seen(timeline.view()));
+    }
+    let upkeep = |world: &World| while world.store().tend(&mut |_| true).expect("upkeep") {};
+    let found = |world: &World| {
+        let checks = Checks {
+            blocks_from: Some(LayerId(0)),
+            ..Checks::default()
+        };
+        let findings = world.store().check(checks, &mut |_| {}).expect("checked");
+        let damage = findings
+            .into_iter()
+            .filter(|finding| finding.severity == Severity::Damage);
+        damage.map(|finding| finding.what).collect::<Vec<_>>()
+    };
+    upkeep(&world);
+    let flip = |world: &World| {
+        let layers = std::fs::read_dir(world.dir.join("layers")).expect("layers").flatten();
+        let first = layers
+            .map(|layer| layer.path())
+            .min()
+            .expect("a layer")
+            .join(file.to_string());
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(first)
+            .expect("open");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 350 * 4096).expect("read");
+        file.write_all_at(&[byte[0] ^ 4], 350 * 4096).expect("written");
+    };
+    flip(&world);
+    let told = vec![format!(
+        "file: block 350 is not what was sealed; part of {branch}, {branch}@one, {branch}@three, {branch}@two"
+    )];
+    assert_eq!(found(&world), told);
+    let one: SnapshotName = format!("{branch}@one").parse().expect("a name");
+    world.store().destroy_snapshot(&one).expect("destroyed");
+    world.snapshots.remove(&one);
+    upkeep(&world);
+    let told = vec![told[0].replace(&format!(" {one},"), "")];
+    assert_eq!(found(&world), told);
+    drop(timeline);
+    world.reopen();
+    upkeep(&world);
+    assert_eq!(found(&world), told);
+    flip(&world);
+    world.reopen();
+    upkeep(&world);
+    assert_eq!(found(&world), Vec::<String>::new());
+    world.compare();
 }

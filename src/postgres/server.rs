@@ -280,7 +280,7 @@ pub fn end_orphan(dir: &Path) {
         }
     }
     // A new server takes it to be there still until its parent has taken note.
-    wait_while(|| has_ended(pid));
+    wait_while(|| is_ending(pid));
 }
 
 #[cfg(target_os = "linux")]
@@ -291,12 +291,10 @@ fn wait_while(so: impl Fn() -> bool) {
     }
 }
 
-/// Whether the process has ended, and its number is still taken.
+/// Whether the process has let go of its memory, as its arguments tell, and its number is still taken.
 #[cfg(target_os = "linux")]
-fn has_ended(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit(')').next().map(str::trim_start);
-    state.is_some_and(|state| state.starts_with('Z'))
+fn is_ending(pid: Pid) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|arguments| arguments.is_empty())
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -130,13 +130,13 @@ impl Service {
     /// Goes on with a mount that an earlier service has left.
     #[cfg(target_os = "linux")]
     fn resume(self: &Arc<Self>, place: &Place, kept: Kept, crashed: bool) -> Result<Mount> {
-        let store = self.storages.store_of(place.view.branch())?;
-        let fs = match &place.view {
-            ViewName::Head(branch) => {
-                let timeline = store.resumed_timeline(branch)?;
-                Fs::of_branch(timeline, Box::new(Hidden::new(&store, branch)))
+        let fs = match self.resumed_fs(place) {
+            Ok(fs) => fs,
+            Err(error) => {
+                // While the keeper has it whoever looks at the mount waits, this service too.
+                kept.end(&*self.parent);
+                return Err(error);
             }
-            ViewName::Snapshot(name) => Fs::of_snapshot(store.snapshot_view(name)?),
         };
         let keeping = self.parent.still_keeping(kept.number, kept.label());
         let options = Options::new(&place.view);
@@ -149,6 +149,18 @@ impl Service {
             crashed,
             self.forgetting(),
         )?)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn resumed_fs(&self, place: &Place) -> Result<Fs> {
+        let store = self.storages.store_of(place.view.branch())?;
+        Ok(match &place.view {
+            ViewName::Head(branch) => {
+                let timeline = store.resumed_timeline(branch)?;
+                Fs::of_branch(timeline, Box::new(Hidden::new(&store, branch)))
+            }
+            ViewName::Snapshot(name) => Fs::of_snapshot(store.snapshot_view(name)?),
+        })
     }
 
     /// What is done when a mount has ended.

@@ -119,6 +119,23 @@ fn another_byte_in_a_sealed_block_is_an_error_that_names_it() {
 }
 
 #[test]
+fn a_branch_that_is_damaged_takes_no_other_with_it_when_the_service_dies() {
+    let sandbox = with_snapshot("check-others");
+    sandbox.ok(&["mount", "main", "m"]);
+    sandbox.ok(&["branch", "other", "--empty"]);
+    sandbox.ok(&["mount", "other", "o", "--create"]);
+    fs::write(sandbox.path("o/file"), "sound").expect("written");
+    fs::remove_file(backing_file(&sandbox)).expect("removed");
+    sandbox.kill_service();
+    let status = sandbox.ok(&["status"]);
+    assert!(status.contains("the backing file 10 is missing"), "{status}");
+    assert_eq!(fs::read_to_string(sandbox.path("o/file")).expect("readable"), "sound");
+    sandbox.ok(&["umount", "o"]);
+    sandbox.ok(&["umount", "m"]);
+    sandbox.ok(&["stop"]);
+}
+
+#[test]
 fn a_damaged_log_is_refused_until_it_is_repaired_and_then_kept() {
     let sandbox = with_snapshot("check-log");
     sandbox.kill_with_keeper();

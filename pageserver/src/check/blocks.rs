@@ -1,13 +1,15 @@
 //! Whether each sealed block is what it was: reads all of them.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use super::{Checker, Finding, layers};
-use crate::catalog::LayerRecord;
 use crate::disk::DiskFile;
+use crate::error::{Error, Result};
 use crate::layer::Layer;
+use crate::merge;
 use crate::namespace::{Namespace, codec};
-use crate::parts::Pace;
+use crate::parts::{self, Kept, Pace};
 use crate::sums::{self, CHUNK, CHUNK_BLOCKS, Chunk};
 use crate::types::{BLOCK, Ino, LayerId};
 
@@ -15,45 +17,90 @@ use crate::types::{BLOCK, Ino, LayerId};
 const NAMES_MAX: usize = 5;
 
 impl Checker<'_> {
-    /// Reads all blocks of a layer that have checksums. Nobody has to wait meanwhile; a layer that was destroyed in between is none.
+    /// Reads all blocks of a layer that have checksums and that somebody can read. Nobody has to wait meanwhile; a layer that was destroyed in
+    /// between is none.
     pub(super) fn blocks(&mut self, id: LayerId, pace: Pace) {
-        // Of a layer that is being merged the one above has all that anybody reads.
-        let is_whole = |record: &LayerRecord| record.has_sums && !record.merging;
-        if !self.catalog.layer(id).is_ok_and(is_whole) {
+        if !self.catalog.layer(id).is_ok_and(|record| record.has_sums) {
             return;
         }
-        let layer = self.layers.open(self.body(id));
-        let Ok(found) = layer.scan() else {
-            // Told by what was found of its directory.
-            return;
+        let body = self.body(id);
+        let kept = match parts::kept(self.db, body) {
+            Ok(kept) => kept,
+            Err(error) => return self.found(Finding::damage(layers::place(id), error.to_string())),
         };
+        let layer = self.layers.open(body);
         let mut damaged = Vec::new();
-        for file in found {
-            match self.damaged_blocks(&layer, file.ino, pace) {
+        for (ino, kept) in kept {
+            match self.damaged_blocks(id, &layer, ino, &kept, pace) {
                 Ok(blocks) if blocks.is_empty() => {}
-                Ok(blocks) => damaged.push((file.ino, told(&blocks))),
-                Err(error) => damaged.push((file.ino, format!("it can't be read: {error}"))),
+                Ok(blocks) => {
+                    let users = self.users_of(id, ino, &blocks);
+                    damaged.push((ino, format!("{}; {users}", told(&blocks))));
+                }
+                Err(error) => damaged.push((ino, format!("it can't be read: {error}"))),
             }
         }
         let is_there = self.live.is_none_or(|store| store.catalog().layer(id).is_ok());
         for (ino, what) in damaged.into_iter().filter(|_| is_there) {
-            let what = format!("{}: {what}; {}", self.path_of(id, ino), self.users_of(id));
+            let what = format!("{}: {what}", self.path_of(id, ino));
             self.found(Finding::damage(layers::place(id), what));
         }
     }
 
-    fn damaged_blocks(&self, layer: &Layer, ino: Ino, pace: Pace) -> io::Result<Vec<u64>> {
-        let file = layer.open_file(ino)?;
+    fn damaged_blocks(&self, id: LayerId, layer: &Layer, ino: Ino, kept: &Kept, pace: Pace) -> Result<Vec<u64>> {
+        let chunks = codec::sums_of(self.db, layer.id, ino)?;
+        let chunks = match self.merging_above(id) {
+            Some(newer) => self.seen_through(newer, ino, kept, chunks)?,
+            None => chunks,
+        };
+        if chunks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let failed = || Error::io(format!("the backing file {ino}"));
+        let file = layer.open_file(ino).map_err(failed())?;
         let (mut damaged, mut buf) = (Vec::new(), vec![0; CHUNK as usize]);
-        let compared = codec::each_sums(self.db, layer.id, ino, |number, chunk| {
+        for (number, chunk) in chunks {
             let read = self.compare(&file, number, &chunk, &mut buf, &mut damaged);
-            let read = read.map_err(crate::Error::io("read"))?;
             // There is nothing to end: who asked for it has to wait for it.
-            let _asked_to_end = pace(read);
-            Ok(())
-        });
-        compared.map_err(io::Error::from)?;
+            let _asked_to_end = pace(read.map_err(failed())?);
+        }
         Ok(damaged)
+    }
+
+    /// The layer that this one is being merged with, if it is.
+    fn merging_above(&self, id: LayerId) -> Option<LayerId> {
+        self.catalog.layer(id).ok().filter(|record| record.merging)?;
+        let mut layers = self.catalog.layers();
+        layers
+            .find(|(_, record)| record.parent == Some(id))
+            .map(|(above, _)| above)
+    }
+
+    /// Of the blocks of a layer that is being merged those that the layer above does not have: the others need not be what they were.
+    fn seen_through(
+        &self,
+        newer: LayerId,
+        ino: Ino,
+        kept: &Kept,
+        chunks: BTreeMap<u64, Chunk>,
+    ) -> Result<BTreeMap<u64, Chunk>> {
+        if !self.namespaces.get(&newer).is_some_and(|ns| parts::is_file(ns, ino)) {
+            return Ok(BTreeMap::new());
+        }
+        let body = self.body(newer);
+        let Some(above) = parts::kept(self.db, body)?.get(&ino).copied() else {
+            return Ok(chunks);
+        };
+        let limit = merge::floor_above(kept, &above).div_ceil(BLOCK);
+        let above = codec::sums_of(self.db, body, ino)?;
+        let mut seen: BTreeMap<u64, Chunk> = BTreeMap::new();
+        for block in merge::inherited(&chunks, &above, limit) {
+            let (number, inside) = (block / CHUNK_BLOCKS, block % CHUNK_BLOCKS);
+            if let Some(sum) = chunks.get(&number).and_then(|chunk| chunk.sum(inside)) {
+                seen.entry(number).or_default().push(inside, sum);
+            }
+        }
+        Ok(seen)
     }
 
     /// Returns how many bytes were read.
@@ -85,26 +132,54 @@ impl Checker<'_> {
         path.unwrap_or_else(|| format!("the file {ino}"))
     }
 
-    /// Who can come across what is wrong with a layer.
-    fn users_of(&self, id: LayerId) -> String {
-        let stands_on_it = |top| self.below(top).contains(&id);
+    /// Who can come across damaged blocks of a file in a layer.
+    fn users_of(&self, id: LayerId, ino: Ino, blocks: &[u64]) -> String {
+        let sees = |top| self.below(top).contains(&id) && blocks.iter().any(|block| self.sees(top, id, ino, *block));
         let branch = |of| self.catalog.timelines().find(|(timeline, _)| *timeline == of);
-        let snapshots = self
-            .catalog
-            .snapshots()
-            .filter(|(.., record)| stands_on_it(record.layer));
+        let snapshots = self.catalog.snapshots().filter(|(.., record)| sees(record.layer));
         let snapshots = snapshots.filter_map(|(of, tag, _)| Some(format!("{}@{tag}", branch(of)?.1.name)));
-        let heads = self.catalog.timelines().filter(|(_, record)| stands_on_it(record.head));
+        let heads = self.catalog.timelines().filter(|(_, record)| sees(record.head));
         let mut names: Vec<String> = heads
             .map(|(_, record)| record.name.to_string())
             .chain(snapshots)
             .collect();
         let more = names.len().saturating_sub(NAMES_MAX);
         names.truncate(NAMES_MAX);
-        match more {
-            0 => format!("part of {}", names.join(", ")),
-            more => format!("part of {} and {more} more", names.join(", ")),
+        match (names.is_empty(), more) {
+            (true, _) => "nobody reads it".into(),
+            (_, 0) => format!("part of {}", names.join(", ")),
+            (_, more) => format!("part of {} and {more} more", names.join(", ")),
         }
+    }
+
+    /// Whether a view of the layer `top` shows a block of the layer `id` below it, as far as checksums tell what lies in between: of a head, which
+    /// has none, it is taken to show it.
+    fn sees(&self, top: LayerId, id: LayerId, ino: Ino, block: u64) -> bool {
+        let mut at = top;
+        while at != id {
+            let Ok(record) = self.catalog.layer(at) else {
+                return false;
+            };
+            if self.namespaces.get(&at).is_some_and(|ns| !parts::is_file(ns, ino)) {
+                return false;
+            }
+            let body = self.body(at);
+            let kept = parts::kept(self.db, body).ok().filter(|_| record.has_sums);
+            if let Some(kept) = kept.and_then(|kept| kept.get(&ino).copied()) {
+                let is_cut_off = kept.floor.unwrap_or(kept.size).min(kept.size) <= block * BLOCK;
+                let sums = codec::read_sums(self.db, body, ino, block / CHUNK_BLOCKS)
+                    .ok()
+                    .flatten();
+                if is_cut_off || sums.is_some_and(|sums| sums.sum(block % CHUNK_BLOCKS).is_some()) {
+                    return false;
+                }
+            }
+            match record.parent {
+                Some(parent) => at = parent,
+                None => return false,
+            }
+        }
+        true
     }
 }
 

@@ -132,6 +132,16 @@ pub fn each_sums(db: &Db, layer: LayerId, ino: Ino, mut each: impl FnMut(u64, Ch
     })
 }
 
+/// All chunks of a file in a layer.
+pub fn sums_of(db: &Db, layer: LayerId, ino: Ino) -> Result<BTreeMap<u64, Chunk>> {
+    let mut chunks = BTreeMap::new();
+    each_sums(db, layer, ino, |number, chunk| {
+        chunks.insert(number, chunk);
+        Ok(())
+    })?;
+    Ok(chunks)
+}
+
 fn decode_sums(record: &[u8], layer: LayerId, ino: Ino) -> Result<Chunk> {
     Chunk::decode(record).ok_or_else(|| damaged("sums", layer, ino))
 }

@@ -10,22 +10,22 @@
 //!   lost/       layers with blocks that the database did not know when the store was opened
 //! ```
 
+mod format;
+
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::fs::{self, File as StdFile, OpenOptions};
-use std::io::Write;
+use std::fs::File as StdFile;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, Weak};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use rocksdb::WriteBatch;
 
 use crate::catalog::{Catalog, Entry, LayerRecord, Origin, TimelineRecord};
 use crate::db::Db;
 use crate::disk::Disk;
-use crate::disk::probe::{Fitness, PROBE_FILE, fitness, probe};
 use crate::error::{Error, Result};
 use crate::load::{self, Orphans};
 use crate::names::{BranchName, SnapshotName};
@@ -33,17 +33,15 @@ use crate::namespace::ops::{leave_out, new_inode};
 use crate::namespace::{Change, Namespace, codec};
 use crate::pg::Purpose;
 use crate::poison::{Marks, POISONED_DIR};
-use crate::room::{RESERVE_FILE, Room};
+use crate::room::Room;
 use crate::shared::Shared;
 use crate::timeline::Timeline;
 use crate::types::*;
 use crate::view::View;
+pub use format::FORMAT;
+pub(crate) use format::{check_format, lock};
+use format::{judge, lock_file};
 
-/// The on-disk format that this code writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
-
-const FORMAT_FILE: &str = "format";
-const LOCK_FILE: &str = "lock";
 pub(crate) const DB_DIR: &str = "db";
 pub(crate) const LAYERS_DIR: &str = "layers";
 pub(crate) const LOST_DIR: &str = "lost";
@@ -52,9 +50,6 @@ pub(crate) const LOST_DIR: &str = "lost";
 const LAYER_BYTES: u64 = 4 * BLOCK;
 
 const SETTLE: &str = "sync what an earlier life of the store has written";
-
-/// Becomes the format file; until then it says that everything beside it was begun by [`Store::create`].
-const HALF_MADE: &str = "format.new";
 
 /// What a new branch starts from.
 #[derive(Clone, Debug)]
@@ -108,26 +103,6 @@ pub struct Store {
 }
 
 impl Store {
-    /// Makes a new store in `dir`, which is made too or must be empty. Refuses filesystems that can't hold one;
-    /// returns what the user must know of one that can.
-    pub fn create(dir: &Path, disk: Disk) -> Result<Option<String>> {
-        let failed = |what: &str| format!("{what} {}", dir.display());
-        let existed = dir.exists();
-        disk.make_dir(dir).map_err(Error::io(failed("make")))?;
-        refuse_filled(dir, &disk)?;
-        // Two at once: one makes it, the other is told.
-        let _lock = lock(dir)?;
-        refuse_filled(dir, &disk)?;
-        sweep_half_made(dir, &disk).map_err(Error::io(failed("sweep")))?;
-        fill(dir, &disk).inspect_err(|_| {
-            // Half a store is none; what can't be removed now is swept by the next one.
-            let _ = disk.remove_dir(dir);
-            if existed {
-                let _ = disk.make_dir(dir);
-            }
-        })
-    }
-
     /// Opens a store: takes its lock, checks its format, ends what a crash left half-made.
     pub fn open(dir: &Path, disk: Disk) -> Result<Arc<Store>> {
         check_format(dir)?;
@@ -573,120 +548,7 @@ fn root_dir((uid, gid): (u32, u32), now: Time) -> Result<Change> {
     Ok(Change::SetInode(Ino::ROOT, inode))
 }
 
-/// Refuses a directory that holds anything but a lock, or what a creation that was killed has left.
-fn refuse_filled(dir: &Path, disk: &Disk) -> Result<()> {
-    if dir.join(FORMAT_FILE).exists() {
-        return Err(Error::StoreExists { path: dir.into() });
-    }
-    let names = disk.list(dir).map_err(Error::io(format!("list {}", dir.display())))?;
-    let half_made = dir.join(HALF_MADE).exists();
-    match names.iter().all(|name| name == LOCK_FILE || half_made && is_part(name)) {
-        true => Ok(()),
-        false => Err(Error::NotEmpty { path: dir.into() }),
-    }
-}
-
-/// Whether [`fill`] makes something of that name.
-fn is_part(name: &OsStr) -> bool {
-    [HALF_MADE, PROBE_FILE, LAYERS_DIR, DB_DIR, RESERVE_FILE]
-        .iter()
-        .any(|part| name == *part)
-}
-
-fn sweep_half_made(dir: &Path, disk: &Disk) -> std::io::Result<()> {
-    for name in disk.list(dir)?.iter().filter(|name| is_part(name)) {
-        let path = dir.join(name);
-        match path.is_dir() {
-            true => disk.remove_dir(&path)?,
-            false => disk.remove(&path)?,
-        }
-    }
-    Ok(())
-}
-
-/// Makes the parts of a store; the format file comes last, and makes it one.
-fn fill(dir: &Path, disk: &Disk) -> Result<Option<String>> {
-    let warning = judge(dir)?;
-    let half_made = dir.join(HALF_MADE);
-    disk.create(&half_made)
-        .map_err(Error::io(format!("make {}", half_made.display())))?;
-    let probed = probe(disk, dir).map_err(Error::io(format!("probe {}", dir.display())))?;
-    if let Some(why) = probed {
-        return Err(Error::UnsupportedFilesystem {
-            path: dir.into(),
-            filesystem: "a filesystem".into(),
-            why,
-        });
-    }
-    let layers = dir.join(LAYERS_DIR);
-    disk.make_dir(&layers)
-        .map_err(Error::io(format!("make {}", layers.display())))?;
-    Db::open(&dir.join(DB_DIR), true, Some(room(dir, disk)?))?
-        .sync()
-        .map_err(Error::io("sync the store's database"))?;
-    write_format(dir, disk).map_err(Error::io(format!("write {}", dir.join(FORMAT_FILE).display())))?;
-    Ok(warning)
-}
-
 fn room(dir: &Path, disk: &Disk) -> Result<Arc<Room>> {
     let room = Room::open(disk.clone(), dir).map_err(Error::io(format!("look at {}", dir.display())))?;
     Ok(Arc::new(room))
-}
-
-/// Refuses a filesystem that can't hold a store; returns what the user must know of one that can.
-fn judge(dir: &Path) -> Result<Option<String>> {
-    match fitness(dir).map_err(Error::io(format!("look at {}", dir.display())))? {
-        Fitness::Fit => Ok(None),
-        Fitness::Weaker(warning) => Ok(Some(warning)),
-        Fitness::Unfit { filesystem, why } => Err(Error::UnsupportedFilesystem {
-            path: dir.into(),
-            filesystem,
-            why,
-        }),
-    }
-}
-
-fn write_format(dir: &Path, disk: &Disk) -> std::io::Result<()> {
-    let half_made = dir.join(HALF_MADE);
-    let mut file = StdFile::create(&half_made)?;
-    writeln!(file, "{FORMAT}")?;
-    file.sync_all()?;
-    disk.rename(&half_made, &dir.join(FORMAT_FILE))?;
-    disk.sync_dir(dir)
-}
-
-pub(crate) fn check_format(dir: &Path) -> Result<()> {
-    let path = dir.join(FORMAT_FILE);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::NotAStore { path: dir.into() });
-        }
-        Err(e) => return Err(Error::io(format!("read {}", path.display()))(e)),
-    };
-    match text.trim().parse() {
-        Ok(found) if found > FORMAT => Err(Error::NewerFormat {
-            path: dir.into(),
-            found,
-            known: FORMAT,
-        }),
-        Ok(_) => Ok(()),
-        Err(_) => Err(Error::Damaged {
-            what: format!("{} holds no version number", path.display()),
-        }),
-    }
-}
-
-pub(crate) fn lock(dir: &Path) -> Result<Flock<StdFile>> {
-    let path = dir.join(LOCK_FILE);
-    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    lock_file(dir, opened.map_err(Error::io(format!("open {}", path.display())))?)
-}
-
-fn lock_file(dir: &Path, file: StdFile) -> Result<Flock<StdFile>> {
-    let path = dir.join(LOCK_FILE);
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => Error::Locked { path: dir.into() },
-        other => Error::io(format!("lock {}", path.display()))(other.into()),
-    })
 }

@@ -55,7 +55,6 @@ pub enum Period {
 pub struct Scheduled {
     #[schema(value_type = schema::Name)]
     pub branch: BranchName,
-    #[serde(flatten)]
     pub schedule: Schedule,
     /// When the newest of its snapshots was taken.
     pub last: Option<Timestamp>,

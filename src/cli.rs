@@ -7,6 +7,7 @@ mod completion;
 mod consent;
 mod early;
 mod init;
+mod layer;
 mod man;
 mod mount;
 mod pg;
@@ -98,6 +99,7 @@ enum Command {
     Checkout(checkout::Checkout),
     Storage(storage::Storage),
     Check(check::Check),
+    Layer(layer::Layer),
     Status(status::Status),
     Start(start::Start),
     Stop(stop::Stop),
@@ -138,6 +140,7 @@ impl Cli {
             Command::Snapshot(verb) => verb.run(&context),
             Command::Checkout(verb) => verb.run(&context),
             Command::Check(verb) => verb.run(&context),
+            Command::Layer(verb) => verb.run(&context),
             Command::Status(verb) => verb.run(&context),
             Command::Start(verb) => verb.run(&context),
             Command::Stop(verb) => verb.run(&context),

@@ -2,6 +2,7 @@
 //!
 //! Answers go to stdout, and all else to stderr: errors, warnings, progress, what `--verbose` tells.
 
+mod layer;
 pub mod style;
 mod table;
 
@@ -23,6 +24,7 @@ use crate::api::storages::Storage;
 use crate::error::{Error, Result};
 use crate::postgres::server;
 use crate::time::human;
+pub use layer::Dumped;
 use style::styled;
 use table::{Cell, table};
 

@@ -15,7 +15,8 @@ use crate::db::{CATALOG, Db};
 use crate::error::{Error, Result};
 use crate::names::{BranchName, SnapshotName, Tag};
 use crate::pg::PgInfo;
-use crate::types::{LayerId, Time, TimelineId};
+use crate::sealed::Form;
+use crate::types::{LayerId, PackId, Time, TimelineId};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LayerRecord {
@@ -31,9 +32,19 @@ pub struct LayerRecord {
     /// Whose directory and records it has, where they are not its own any more; see `merge.rs`.
     #[serde(default)]
     pub body: Option<LayerId>,
+    /// The pack that has its blocks; none while it has backing files.
+    #[serde(default)]
+    pub pack: Option<PackId>,
     /// What it has is going over to the only layer that stands on it, or the other way round.
     #[serde(default)]
     pub merging: bool,
+}
+
+/// What a layer has on the disk.
+#[derive(Clone, Copy)]
+pub struct Body {
+    pub id: LayerId,
+    pub form: Form,
 }
 
 impl LayerRecord {
@@ -44,6 +55,7 @@ impl LayerRecord {
             has_image: false,
             has_sums: false,
             body: None,
+            pack: None,
             merging: false,
         }
     }
@@ -144,9 +156,9 @@ impl Catalog {
         self.next - 1
     }
 
-    /// Whether the catalog can have known this layer once. One that it never knew was made after what the database has.
-    pub fn is_past(&self, id: LayerId) -> bool {
-        id.0 < self.next
+    /// Whether the catalog can have known what has this number once. What it never knew was made after what the database has.
+    pub fn is_past(&self, number: u64) -> bool {
+        number < self.next
     }
 
     /// Writes entries and whatever stands in `batch` as one, and applies the entries.
@@ -181,6 +193,20 @@ impl Catalog {
         })
     }
 
+    pub fn body_and_form(&self, id: LayerId) -> Result<Body> {
+        let record = self.layer(id)?;
+        Ok(Body {
+            id: record.body.unwrap_or(id),
+            form: record.pack.map_or(Form::Plain, Form::Packed),
+        })
+    }
+
+    /// The bodies that have a directory.
+    pub fn plain_bodies(&self) -> impl Iterator<Item = LayerId> {
+        let plain = self.layers().filter(|(_, record)| record.pack.is_none());
+        plain.map(|(id, record)| record.body.unwrap_or(id))
+    }
+
     /// Whose directory and records a layer has.
     pub fn body(&self, id: LayerId) -> Result<LayerId> {
         Ok(self.layer(id)?.body.unwrap_or(id))
@@ -189,6 +215,12 @@ impl Catalog {
     /// All bodies, each with its layer.
     pub fn bodies(&self) -> impl Iterator<Item = (LayerId, LayerId)> {
         self.layers().map(|(id, record)| (record.body.unwrap_or(id), id))
+    }
+
+    /// The bodies that have checksums, and the form of each.
+    pub fn forms(&self) -> impl Iterator<Item = (LayerId, Form)> {
+        let summed = self.layers().filter(|(_, record)| record.has_sums);
+        summed.map(|(id, record)| (record.body.unwrap_or(id), record.pack.map_or(Form::Plain, Form::Packed)))
     }
 
     /// The bodies of layers that are being merged: the older one's, the newer one's.

@@ -21,7 +21,7 @@ mod tree;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +32,10 @@ use crate::error::{Error, Result};
 use crate::layer::Layers;
 use crate::names::Tag;
 use crate::namespace::{Change, Namespace};
+use crate::packs::Packs;
 use crate::parts::Pace;
-use crate::store::{DB_DIR, LAYERS_DIR, LOST_DIR, Store, check_format, lock};
+use crate::sealed::Sealed;
+use crate::store::{DB_DIR, LAYERS_DIR, LOST_DIR, PACKS_DIR, Store, check_format, lock};
 use crate::types::{LayerId, TimelineId};
 
 /// What a check has found in one place.
@@ -205,7 +207,7 @@ pub fn check_closed(dir: &Path, disk: &Disk, checks: Checks, progress: Progress)
     findings.extend(damage);
     if lets_open {
         findings.extend(match Db::open_read_only(&dir.join(DB_DIR)) {
-            Ok(db) => check_database(dir, disk, &db, checks, progress),
+            Ok(db) => check_database(dir, disk, &Arc::new(db), checks, progress),
             Err(error) => vec![Finding::damage("db", format!("it can't be opened: {error}"))],
         });
     } else {
@@ -238,7 +240,7 @@ fn log_damage(dir: &Path) -> Result<(Vec<Finding>, bool)> {
     Ok((suspects.iter().map(finding).collect(), lets_open))
 }
 
-fn check_database(dir: &Path, disk: &Disk, db: &Db, checks: Checks, progress: Progress) -> Vec<Finding> {
+fn check_database(dir: &Path, disk: &Disk, db: &Arc<Db>, checks: Checks, progress: Progress) -> Vec<Finding> {
     let mut findings = Vec::new();
     let catalog = Catalog::read(db, |error| {
         findings.push(Finding::damage("catalog", error.to_string()));
@@ -248,6 +250,8 @@ fn check_database(dir: &Path, disk: &Disk, db: &Db, checks: Checks, progress: Pr
         findings.push(Finding::damage("catalog", error.to_string()));
         Catalog::default()
     });
+    let packs = Packs::new(disk.clone(), dir.join(PACKS_DIR));
+    let sealed = Sealed::new(db.clone(), packs, catalog.forms());
     let checker = Checker {
         dir,
         disk,
@@ -255,7 +259,7 @@ fn check_database(dir: &Path, disk: &Disk, db: &Db, checks: Checks, progress: Pr
         layers: Layers {
             disk: disk.clone(),
             dir: dir.join(LAYERS_DIR),
-            sums: None,
+            sealed: Arc::new(sealed),
         },
         catalog,
         live: None,
@@ -272,7 +276,7 @@ impl<'a> Checker<'a> {
         progress("looking at the catalog");
         let relations = catalog::problems(&self.catalog);
         self.findings.extend(relations);
-        self.directories();
+        self.bodies();
         let layers: Vec<LayerId> = self.catalog.layers().map(|(id, _)| id).collect();
         progress(&format!("looking at {} layers", layers.len()));
         layers.iter().for_each(|id| self.layer(*id));
@@ -319,7 +323,7 @@ impl<'a> Checker<'a> {
         }
         for (id, count) in strangers {
             // Made since the check began?
-            if self.catalog.is_past(id) {
+            if self.catalog.is_past(id.0) {
                 let what = format!("{count} records of a layer that does not exist");
                 let finding = Finding::new(Severity::Leftover, layers::place(id), what);
                 self.found(finding.repair(Repair::DropRecords(id)));

@@ -283,7 +283,8 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {
         match error {
             Error::Io { source, .. } => source,
-            other => io::Error::other(other.to_string()),
+            damaged @ Error::Damaged { .. } => io::Error::new(io::ErrorKind::InvalidData, damaged),
+            other => io::Error::other(other),
         }
     }
 }

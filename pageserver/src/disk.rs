@@ -342,6 +342,15 @@ impl Disk {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
     }
 
+    /// Bytes allocated to a file; none when it is not there.
+    pub fn allocated(&self, path: &Path) -> io::Result<u64> {
+        self.before(Call::Stat)?;
+        match fs::metadata(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+            meta => Ok(meta?.blocks() * 512),
+        }
+    }
+
     /// Bytes allocated to the files in a directory; none when it is not there.
     pub fn bytes_in(&self, path: &Path) -> io::Result<u64> {
         self.before(Call::List)?;

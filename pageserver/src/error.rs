@@ -101,15 +101,26 @@ impl Error {
         }
     }
 
+    /// What is damaged, where that is all there is to say.
+    pub(crate) fn damage(&self) -> String {
+        match self {
+            Error::Damaged { what } => what.clone(),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether there was no room on the disk, and nothing was lost.
     pub(crate) fn is_full(&self) -> bool {
         matches!(self, Error::Io { source, .. } if is_full(source))
     }
 
-    /// Wraps an I/O error with what was being done: `.map_err(Error::io("open …"))`.
+    /// Wraps an I/O error with what was being done: `.map_err(Error::io("open …"))`. One that was an error of the store stays what it was.
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         let what = what.into();
-        move |source| Error::Io { what, source }
+        move |source| match source.downcast() {
+            Ok(error) => error,
+            Err(source) => Error::Io { what, source },
+        }
     }
 }
 

@@ -123,6 +123,20 @@ impl File {
         unsynced.iter().try_for_each(|backing| backing.sync())
     }
 
+    /// Takes new backing files for those parts for which `backing` gives one.
+    pub fn renew(&self, backing: impl Fn(LayerId) -> Option<Arc<Backing>>) {
+        let is_old = |part: &Part| part.backing.is_durable() && backing(part.backing.layer()).is_some();
+        if !self.peek().parts.iter().any(is_old) {
+            return;
+        }
+        let mut content = self.content.write().unwrap_or_else(|e| e.into_inner());
+        for part in content.parts.iter_mut().filter(|part| part.backing.is_durable()) {
+            if let Some(backing) = backing(part.backing.layer()) {
+                part.backing = backing;
+            }
+        }
+    }
+
     /// Whether dropping the file from memory loses nothing.
     pub fn is_clean(&self) -> bool {
         let content = self.peek();
@@ -194,10 +208,7 @@ impl Content {
     /// Starts all reads of a scattered range at once, so that the disk works on them together.
     fn read_ahead(&self, map: &BlockMap, range: Range<u64>) -> io::Result<()> {
         for (slot, run) in map.runs(range).filter(|(slot, _)| *slot != HOLE) {
-            let backing = &self.parts[slot as usize].backing;
-            backing
-                .disk()
-                .will_need(backing.file()?, run.start, run.end - run.start)?;
+            self.parts[slot as usize].backing.will_need(run)?;
         }
         Ok(())
     }
@@ -221,8 +232,7 @@ impl Content {
 
     /// The oldest part's holes are the file's.
     fn seek_oldest(&self, run: Range<u64>, whence: Seek) -> io::Result<Option<u64>> {
-        let backing = &self.parts[0].backing;
-        let found = backing.disk().seek(backing.file()?, run.start, whence)?;
+        let found = self.parts[0].backing.seek(run.start, whence)?;
         Ok(match (found, whence) {
             (Some(at), _) if at < run.end => Some(at),
             (None, Seek::Hole) => Some(run.start),

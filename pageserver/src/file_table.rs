@@ -40,6 +40,16 @@ impl FileTable {
         self.shard(ino).remove(&ino);
     }
 
+    /// All files.
+    pub fn all(&self) -> Vec<Arc<File>> {
+        let shards = self.0.iter();
+        let of_shard = |shard: &Mutex<HashMap<Ino, Arc<File>>>| {
+            let shard = shard.lock().unwrap_or_else(|e| e.into_inner());
+            shard.values().cloned().collect::<Vec<_>>()
+        };
+        shards.flat_map(of_shard).collect()
+    }
+
     /// Drops clean files that were not used since the last call (second chance).
     pub fn evict(&self) {
         for shard in &self.0 {

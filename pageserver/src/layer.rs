@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::disk::{Disk, DiskFile, Stat};
 use crate::error::{Error, Result};
-use crate::sums::Sums;
+use crate::sealed::{Form, Sealed};
 use crate::sync_point::SyncPoint;
-use crate::types::{BLOCK, Ino, LayerId};
+use crate::types::{BLOCK, Ino, LayerId, Seek};
 
 /// Above so many files one sync of the whole filesystem is cheaper than one for each.
 const SYNC_ONE_BY_ONE_MAX: usize = 64;
@@ -32,8 +32,7 @@ pub const HALF_MADE: &str = ".new";
 pub struct Layers {
     pub disk: Disk,
     pub dir: PathBuf,
-    /// None where only names and sizes are looked at.
-    pub sums: Option<Arc<Sums>>,
+    pub sealed: Arc<Sealed>,
 }
 
 impl Layers {
@@ -57,8 +56,8 @@ impl Layers {
             id,
             disk: self.disk.clone(),
             path: self.path(id),
-            sums: self.sums.clone(),
-            summed: AtomicU64::new(0),
+            sealed: self.sealed.clone(),
+            form: AtomicU64::new(0),
             name: SyncPoint::default(),
             names: SyncPoint::default(),
             unsynced: Mutex::default(),
@@ -71,9 +70,9 @@ pub struct Layer {
     pub id: LayerId,
     disk: Disk,
     path: PathBuf,
-    sums: Option<Arc<Sums>>,
-    /// When it was last looked up whether the layer has checksums ([`Sums::changes`]) times two, plus one if it has.
-    summed: AtomicU64,
+    sealed: Arc<Sealed>,
+    /// When the layer's form was last looked up ([`Sealed::changes`]) times four, plus 1 if it is plain, 2 if it is packed.
+    form: AtomicU64,
     /// The directory's own name.
     name: SyncPoint,
     /// The names in it.
@@ -94,6 +93,25 @@ pub struct Backing {
     listed: AtomicBool,
 }
 
+/// How the blocks of a layer are to be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// They have no checksums: a head's, or those of a layer that was just sealed.
+    Unverified,
+    Plain,
+    Packed,
+}
+
+impl Reading {
+    fn of(form: u64) -> Reading {
+        match form {
+            0 => Reading::Unverified,
+            1 => Reading::Plain,
+            _ => Reading::Packed,
+        }
+    }
+}
+
 /// What a layer's directory tells about one file.
 pub struct Found {
     pub ino: Ino,
@@ -102,37 +120,31 @@ pub struct Found {
 }
 
 impl Layer {
-    /// The checksums of its blocks, if it has them yet.
-    fn sums(&self) -> Option<&Sums> {
-        let sums = self.sums.as_deref()?;
-        let (known, now) = (self.summed.load(Ordering::Relaxed), sums.changes());
-        let is_summed = match known / 2 == now {
-            true => known % 2 == 1,
-            false => {
-                let is_summed = sums.has(self.id);
-                self.summed.store(now * 2 + u64::from(is_summed), Ordering::Relaxed);
-                is_summed
-            }
-        };
-        is_summed.then_some(sums)
+    /// How its blocks are to be read.
+    fn reading(&self) -> Reading {
+        let (known, now) = (self.form.load(Ordering::Relaxed), self.sealed.changes());
+        if known / 4 != now {
+            let form = match self.sealed.form(self.id) {
+                None => 0,
+                Some(Form::Plain) => 1,
+                Some(Form::Packed(_)) => 2,
+            };
+            self.form.store(now * 4 + form, Ordering::Relaxed);
+            return Reading::of(form);
+        }
+        Reading::of(known % 4)
     }
 
     /// Opens a backing file, of the layer that this one was merged with if it was.
     fn open_now(&self, ino: Ino, write: bool) -> io::Result<DiskFile> {
-        let Some(sums) = &self.sums else {
-            return self.disk.open(&self.file_path(ino), write);
-        };
         loop {
-            let body = sums.body(self.id);
+            let body = self.sealed.body(self.id);
             let path = self.path.with_file_name(body.to_string()).join(ino.to_string());
             match self.disk.open(&path, write) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound && sums.body(self.id) != body => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound && self.sealed.body(self.id) != body => {}
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     let what = format!("layer {body}: the backing file {ino} is missing");
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        Error::Damaged { what }.to_string(),
-                    ));
+                    return Err(Error::Damaged { what }.into());
                 }
                 opened => return opened,
             }
@@ -311,6 +323,25 @@ impl Backing {
         Ok(self.file.get_or_init(|| file))
     }
 
+    /// The size that the file has in the layer.
+    pub fn size(&self) -> io::Result<u64> {
+        let sealed = &self.layer.sealed;
+        loop {
+            let seen = sealed.changes();
+            let size = match self.layer.reading() {
+                Reading::Packed => sealed.packed_size(self.layer.id, self.ino),
+                _ => self
+                    .file()
+                    .and_then(|file| self.disk().stat(file))
+                    .map(|stat| stat.size),
+            };
+            match size {
+                Err(_) if sealed.changes() != seen => {}
+                size => return size,
+            }
+        }
+    }
+
     /// Notes that bytes, size or floor were changed.
     pub fn changed(self: &Arc<Backing>) {
         self.data.changed();
@@ -338,20 +369,20 @@ impl Backing {
     /// Fills `buf` with what the layer has from `offset` on: zeros where it has nothing, and an error where that is not what was
     /// sealed.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let Some(sums) = self.layer.sums() else {
+        if self.layer.reading() == Reading::Unverified {
             return self.read_unverified(buf, offset);
-        };
+        }
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
             let (inside, left) = (at % BLOCK, buf.len() - done);
             if inside == 0 && left as u64 >= BLOCK {
                 let whole = left - left % BLOCK as usize;
-                self.read_blocks(sums, &mut buf[done..done + whole], at)?;
+                self.read_blocks(&mut buf[done..done + whole], at)?;
                 done += whole;
             } else {
                 let mut block = [0; BLOCK as usize];
-                self.read_blocks(sums, &mut block, at - inside)?;
+                self.read_blocks(&mut block, at - inside)?;
                 let wanted = &block[inside as usize..];
                 let len = wanted.len().min(left);
                 buf[done..done + len].copy_from_slice(&wanted[..len]);
@@ -359,6 +390,39 @@ impl Backing {
             }
         }
         Ok(())
+    }
+
+    /// Reads whole blocks of a layer that has checksums. What has failed while the layer got another form is tried again.
+    fn read_blocks(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let sealed = &self.layer.sealed;
+        loop {
+            let seen = sealed.changes();
+            let read = match self.layer.reading() {
+                Reading::Packed => sealed.read_packed(self.layer.id, self.ino, offset, buf),
+                _ => self.read_plain(buf, offset).map(Some),
+            };
+            match read {
+                Ok(Some(())) => return Ok(()),
+                Err(e) if sealed.changes() == seen => return Err(e),
+                _ => {}
+            }
+        }
+    }
+
+    fn read_plain(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        match self.read_and_verify(self.file()?, buf, offset) {
+            // One that was open before its layer was merged may have more behind the file's end than the one that has its blocks now.
+            Err(e) if e.kind() == io::ErrorKind::InvalidData && self.layer.sealed.has_merged() => {
+                self.read_and_verify(&self.layer.open_now(self.ino, false)?, buf, offset)
+            }
+            read => read,
+        }
+    }
+
+    fn read_and_verify(&self, file: &DiskFile, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let read = self.disk().read_at(file, buf, offset)?;
+        buf[read..].fill(0);
+        self.layer.sealed.verify(self.layer.id, self.ino, offset, buf)
     }
 
     /// Only the last block may end early, and reads as zeros from there.
@@ -375,32 +439,46 @@ impl Backing {
         Ok(())
     }
 
-    fn read_blocks(&self, sums: &Sums, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        match self.read_and_verify(self.file()?, sums, buf, offset) {
-            // One that was open before its layer was merged may have more behind the file's end than the one that has its blocks now.
-            Err(e) if e.kind() == io::ErrorKind::InvalidData && sums.has_merged() => {
-                self.read_and_verify(&self.layer.open_now(self.ino, false)?, sums, buf, offset)
-            }
-            read => read,
-        }
-    }
-
-    fn read_and_verify(&self, file: &DiskFile, sums: &Sums, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let read = self.disk().read_at(file, buf, offset)?;
-        buf[read..].fill(0);
-        sums.verify(self.layer.id, self.ino, offset, buf)
-    }
-
-    /// Calls `each` with every range of blocks that the layer has of the file.
+    /// Calls `each` with every range of blocks that the layer has of the file, in order.
     pub fn each_range(&self, mut each: impl FnMut(Range<u64>)) -> io::Result<()> {
-        if let Some(sums) = self.layer.sums() {
-            let each_block = sums.each_block(self.layer.id, self.ino, |block| each(block..block + 1));
-            return Ok(each_block?);
+        if self.layer.reading() != Reading::Unverified {
+            return Ok(self.layer.sealed.each_range(self.layer.id, self.ino, each)?);
         }
         for bytes in self.disk().data_ranges(self.file()?)? {
             each(bytes.start / BLOCK..bytes.end.div_ceil(BLOCK));
         }
         Ok(())
+    }
+
+    /// The next data or hole of the layer's at or after `offset`; `None` when there is no data up to the end.
+    pub fn seek(&self, offset: u64, whence: Seek) -> io::Result<Option<u64>> {
+        if self.layer.reading() == Reading::Unverified {
+            return self.disk().seek(self.file()?, offset, whence);
+        }
+        // The end of the last range that goes on from `offset`, and the first that begins there or later.
+        let (mut hole, mut data) = (offset, None);
+        self.each_range(|blocks| {
+            let (start, end) = (blocks.start * BLOCK, blocks.end * BLOCK);
+            if start <= hole && end > hole {
+                hole = end;
+            }
+            if end > offset && data.is_none() {
+                data = Some(start.max(offset));
+            }
+        })?;
+        Ok(match whence {
+            Seek::Hole => Some(hole),
+            Seek::Data => data,
+        })
+    }
+
+    /// Asks for a range of bytes to be read ahead, where a file has them as they are.
+    pub fn will_need(&self, bytes: Range<u64>) -> io::Result<()> {
+        if self.layer.reading() == Reading::Packed {
+            return Ok(());
+        }
+        self.disk()
+            .will_need(self.file()?, bytes.start, bytes.end - bytes.start)
     }
 
     pub fn is_durable(&self) -> bool {

@@ -64,7 +64,7 @@ pub fn sealed(shared: &Shared, catalog: &mut Catalog, layer: Option<LayerId>) ->
 /// Whether a namespace that was in memory speaks of layers that have been merged since.
 fn tells_of_the_past(shared: &Shared, ns: &Namespace) -> bool {
     let mut parts = ns.inodes().flat_map(|(_, inode)| inode.parts.iter());
-    parts.any(|part| shared.sums.has_ended(part.layer))
+    parts.any(|part| shared.sealed.has_ended(part.layer))
 }
 
 fn leave_image(shared: &Shared, catalog: &mut Catalog, layer: LayerId, ns: &Namespace) -> Result<()> {
@@ -115,11 +115,12 @@ fn replay(shared: &Shared, catalog: &Catalog, id: LayerId, ns: &mut Namespace) -
     Ok((changes, found))
 }
 
-/// The files of a layer as they were kept. Its directory must have them, except while it is being merged.
+/// The files of a layer as they were kept. Its directory must have them, except while it is being merged; a pack tells of itself when it
+/// is read.
 fn sealed_files(shared: &Shared, catalog: &Catalog, id: LayerId, ns: &Namespace) -> Result<Vec<Found>> {
     let body = catalog.body(id)?;
     let kept = parts::kept(&shared.db, body)?;
-    if !catalog.is_merging(id) {
+    if catalog.layer(id)?.pack.is_none() && !catalog.is_merging(id) {
         let found = shared.layers.open(body).scan()?;
         if let Some(difference) = parts::differences(&kept, &found, ns).first() {
             let what = format!("layer {id}: {difference}");

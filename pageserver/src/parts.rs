@@ -15,6 +15,7 @@ use crate::catalog::{Catalog, Entry};
 use crate::db::Db;
 use crate::disk::{DiskFile, Stat};
 use crate::error::{Error, Result};
+use crate::fields::Fields;
 use crate::layer::{Found, Layer};
 use crate::load;
 use crate::namespace::{Namespace, codec};
@@ -30,6 +31,9 @@ pub struct Kept {
     pub mtime: Time,
 }
 
+/// Of zstd's levels the one at which packs are merged in a store that packs nothing any more.
+const LEVEL: i32 = 3;
+
 /// Stands for a floor that is not kept.
 const NO_FLOOR: u64 = u64::MAX;
 
@@ -42,6 +46,9 @@ impl Kept {
         }
     }
 
+    /// Bytes of a record.
+    pub const LEN: usize = 28;
+
     /// Size, floor, seconds and nanoseconds of the time of modification, little-endian.
     pub fn encode(&self) -> Vec<u8> {
         let numbers = [self.size, self.floor.unwrap_or(NO_FLOOR), self.mtime.secs as u64];
@@ -51,16 +58,13 @@ impl Kept {
     }
 
     pub fn decode(record: &[u8]) -> Option<Kept> {
-        let (numbers, nanos) = record.split_first_chunk::<24>()?;
-        let [size, floor, secs] = [0, 1, 2].map(|n| u64::from_le_bytes(numbers.as_chunks().0[n]));
-        Some(Kept {
-            size,
-            floor: Some(floor).filter(|floor| *floor != NO_FLOOR),
-            mtime: Time {
-                secs: secs as i64,
-                nanos: u32::from_le_bytes(nanos.try_into().ok()?),
-            },
-        })
+        let mut fields = Fields(record);
+        let kept = Kept {
+            size: fields.u64()?,
+            floor: Some(fields.u64()?).filter(|floor| *floor != NO_FLOOR),
+            mtime: fields.time()?,
+        };
+        fields.0.is_empty().then_some(kept)
     }
 }
 
@@ -78,20 +82,26 @@ pub fn kept(db: &Db, body: LayerId) -> Result<BTreeMap<Ino, Kept>> {
 pub type Pace<'a> = &'a mut dyn FnMut(u64) -> bool;
 
 impl Store {
-    /// Does one piece of what nobody waits for: checksums of what was sealed, then merging. False when there is nothing to do, or
-    /// `pace` has ended it.
-    pub fn tend(&self, pace: Pace) -> Result<bool> {
-        match self.sum_next(pace)? {
-            true => Ok(true),
-            false => self.merge_next(pace),
+    /// Does one piece of what nobody waits for: checksums of what was sealed, then packing it, where there is a level of zstd's for that, then
+    /// merging. False when there is nothing to do, or `pace` has ended it.
+    pub fn tend(&self, level: Option<i32>, pace: Pace) -> Result<bool> {
+        if self.sum_next(pace)? {
+            return Ok(true);
         }
+        if let Some(level) = level
+            && self.pack_next(level, pace)?
+        {
+            return Ok(true);
+        }
+        self.merge_next(level.unwrap_or(LEVEL), pace)
     }
 
     /// Keeps what the oldest sealed layer holds of which that is not known yet.
     fn sum_next(&self, pace: Pace) -> Result<bool> {
         let (id, ns) = {
             let mut catalog = self.catalog();
-            let Some(id) = catalog.unsummed().next() else {
+            // What is still being made durable needs its files where they are.
+            let Some(id) = catalog.unsummed().find(|id| !self.is_sealing(*id)) else {
                 return Ok(false);
             };
             (id, load::sealed(&self.shared, &mut catalog, Some(id))?)
@@ -104,7 +114,7 @@ impl Store {
         }
     }
 
-    /// How many sealed layers wait for that.
+    /// How many sealed layers wait for their checksums.
     pub fn unsummed(&self) -> usize {
         self.catalog().unsummed().count()
     }
@@ -124,7 +134,7 @@ impl Store {
         record.has_sums = true;
         let entries = vec![Entry::Layer(id, Some(record))];
         catalog.commit(&self.shared.db, WriteBatch::default(), entries)?;
-        self.shared.sums.add(id);
+        self.shared.sealed.add(id);
         Ok(true)
     }
 
@@ -159,7 +169,8 @@ impl Store {
             .peekable();
         while let Some((number, blocks)) = next_chunk(&mut blocks) {
             let (chunk, bytes) = reader.sum(number, &blocks).map_err(failed())?;
-            let write = |db: &Db, batch: &mut WriteBatch| sums::put(db, batch, layer.id, found.ino, number, &chunk);
+            let write =
+                |db: &Db, batch: &mut WriteBatch| codec::put_sums(db, batch, layer.id, found.ino, number, &chunk);
             self.write_of(layer.id, write)?;
             if !pace(bytes) {
                 return Ok(false);
@@ -219,7 +230,7 @@ fn next_chunk(blocks: &mut Peekable<impl Iterator<Item = u64>>) -> Option<(u64, 
 
 impl Catalog {
     /// The sealed layers whose blocks have no checksums yet, oldest first.
-    fn unsummed(&self) -> impl Iterator<Item = LayerId> {
+    pub fn unsummed(&self) -> impl Iterator<Item = LayerId> {
         let heads: BTreeSet<LayerId> = self.timelines().map(|(_, record)| record.head).collect();
         self.layers()
             .filter(move |(id, record)| !record.has_sums && !heads.contains(id))

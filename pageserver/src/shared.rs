@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -16,9 +16,11 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Layers};
 use crate::namespace::Namespace;
+use crate::packs::Packs;
 use crate::poison::Marks;
 use crate::room::Room;
-use crate::sums::Sums;
+use crate::sealed::Sealed;
+use crate::store::{LAYERS_DIR, PACKS_DIR};
 use crate::sync_point::is_disk_failure;
 use crate::types::{Ino, LayerId};
 
@@ -37,7 +39,7 @@ pub struct Shared {
     pub room: Arc<Room>,
     pub poisoned: Marks,
     pub layers: Layers,
-    pub sums: Arc<Sums>,
+    pub sealed: Arc<Sealed>,
     inos: Mutex<Lease>,
     namespaces: Mutex<VecDeque<(LayerId, Namespace)>>,
     doomed: Mutex<Vec<(Arc<Layer>, Ino)>>,
@@ -57,14 +59,14 @@ struct Lease {
 }
 
 impl Shared {
-    /// `layers` is where they lie, `watch` a file of the store's filesystem.
+    /// `dir` is the store's, `watch` a file of its filesystem.
     pub fn open(
         disk: Disk,
         db: Db,
         catalog: &Catalog,
         room: Arc<Room>,
         poisoned: Marks,
-        layers: PathBuf,
+        dir: &Path,
         watch: File,
     ) -> Result<Shared> {
         let next = match db.get(CATALOG, INO_KEY)? {
@@ -74,16 +76,15 @@ impl Shared {
             None => Ino::FIRST.0,
         };
         let db = Arc::new(db);
-        let has_sums = |id: LayerId| catalog.layer(id).is_ok_and(|record| record.has_sums);
-        let summed = catalog.bodies().filter(|(_, id)| has_sums(*id));
-        let sums = Arc::new(Sums::new(db.clone(), summed.map(|(body, _)| body)));
+        let packs = Packs::new(disk.clone(), dir.join(PACKS_DIR));
+        let sealed = Arc::new(Sealed::new(db.clone(), packs, catalog.forms()));
         for (older, newer) in catalog.merging() {
-            sums.begin_merge(older, newer);
+            sealed.begin_merge(older, newer);
         }
         let layers = Layers {
             disk: disk.clone(),
-            dir: layers,
-            sums: Some(sums.clone()),
+            dir: dir.join(LAYERS_DIR),
+            sealed: sealed.clone(),
         };
         Ok(Shared {
             disk,
@@ -91,7 +92,7 @@ impl Shared {
             room,
             poisoned,
             layers,
-            sums,
+            sealed,
             inos: Mutex::new(Lease { next, end: next }),
             namespaces: Mutex::default(),
             doomed: Mutex::default(),

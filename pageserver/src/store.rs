@@ -4,7 +4,8 @@
 //!   format      the format's version, one line
 //!   lock        flock'ed by the one process that has the store open
 //!   db/         RocksDB: catalog and namespaces
-//!   layers/     a directory for each layer
+//!   layers/     a directory for each layer that is not packed
+//!   packs/      a file for each that is
 //!   reserve     space for the database on a full disk
 //!   poisoned/   a file for each timeline whose head is poisoned
 //!   lost/       layers with blocks that the database did not know when the store was opened
@@ -23,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, Weak};
 use nix::fcntl::Flock;
 use rocksdb::WriteBatch;
 
-use crate::catalog::{Catalog, Entry, LayerRecord, Origin, TimelineRecord};
+use crate::catalog::{Body, Catalog, Entry, LayerRecord, Origin, TimelineRecord};
 use crate::db::Db;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -34,6 +35,7 @@ use crate::namespace::{Change, Namespace, codec};
 use crate::pg::Purpose;
 use crate::poison::{Marks, POISONED_DIR};
 use crate::room::Room;
+use crate::sealed::Form;
 use crate::shared::Shared;
 use crate::timeline::Timeline;
 use crate::types::*;
@@ -44,6 +46,7 @@ use format::{judge, lock_file};
 
 pub(crate) const DB_DIR: &str = "db";
 pub(crate) const LAYERS_DIR: &str = "layers";
+pub(crate) const PACKS_DIR: &str = "packs";
 pub(crate) const LOST_DIR: &str = "lost";
 
 /// What a new layer takes at once: its directory, and its records in the database.
@@ -91,13 +94,13 @@ pub struct Store {
     /// Bytes of sealed layers, as far as somebody has asked.
     sealed_bytes: Mutex<HashMap<LayerId, u64>>,
     /// Bytes of sealed layers that the ones above hide, likewise.
-    hidden_bytes: Mutex<HashMap<(LayerId, LayerId), u64>>,
+    hidden_bytes: Mutex<HashMap<(LayerId, LayerId), (u64, u64)>>,
     /// WAL to replay in sealed layers, likewise.
     wal_bytes: Mutex<HashMap<LayerId, u64>>,
     /// Shared by who needs the bodies of layers to stay as they are, alone for who moves files between them.
     pub(crate) bodies: RwLock<()>,
-    /// Layers that could not be merged since something in them is damaged.
-    unmergeable: Mutex<HashSet<LayerId>>,
+    /// Layers that could not be packed or merged since something in them is damaged.
+    left_alone: Mutex<HashSet<LayerId>>,
     warning: Option<String>,
     lock: Flock<StdFile>,
 }
@@ -132,7 +135,7 @@ impl Store {
             dir: dir.join(POISONED_DIR),
         };
         let watch = lock.try_clone().map_err(Error::io("watch the store's filesystem"))?;
-        let shared = Shared::open(disk, db, &catalog, room, poisoned, dir.join(LAYERS_DIR), watch)?;
+        let shared = Shared::open(disk, db, &catalog, room, poisoned, dir, watch)?;
         let store = Store {
             dir: dir.into(),
             shared: Arc::new(shared),
@@ -144,7 +147,7 @@ impl Store {
             hidden_bytes: Mutex::default(),
             wal_bytes: Mutex::default(),
             bodies: RwLock::default(),
-            unmergeable: Mutex::default(),
+            left_alone: Mutex::default(),
             warning,
             lock,
         };
@@ -177,8 +180,8 @@ impl Store {
         self.bodies.read().unwrap_or_else(|e| e.into_inner())
     }
 
-    pub(crate) fn unmergeable(&self) -> MutexGuard<'_, HashSet<LayerId>> {
-        self.unmergeable.lock().unwrap_or_else(|e| e.into_inner())
+    pub(crate) fn left_alone(&self) -> MutexGuard<'_, HashSet<LayerId>> {
+        self.left_alone.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
@@ -189,7 +192,7 @@ impl Store {
         self.sealed_bytes.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    pub(crate) fn hidden_bytes_known(&self) -> MutexGuard<'_, HashMap<(LayerId, LayerId), u64>> {
+    pub(crate) fn hidden_bytes_known(&self) -> MutexGuard<'_, HashMap<(LayerId, LayerId), (u64, u64)>> {
         self.hidden_bytes.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -403,6 +406,30 @@ impl Store {
         timelines.get(&id).is_some_and(|timeline| timeline.strong_count() > 0)
     }
 
+    /// Whether a layer is still being made durable.
+    pub(crate) fn is_sealing(&self, layer: LayerId) -> bool {
+        let timelines = self.timelines.lock().unwrap_or_else(|e| e.into_inner());
+        let mut loaded = timelines.values().filter_map(Weak::upgrade);
+        loaded.any(|timeline| timeline.is_sealing(layer))
+    }
+
+    /// Has all views let go of the files that some bodies had; they are opened again where they are now.
+    pub(crate) fn renew(&self, bodies: &[LayerId]) {
+        // Nobody finds a branch in use over this.
+        let _changing = self.changing();
+        let timelines: Vec<Arc<Timeline>> = {
+            let timelines = self.timelines.lock().unwrap_or_else(|e| e.into_inner());
+            timelines.values().filter_map(Weak::upgrade).collect()
+        };
+        let views: Vec<Arc<View>> = {
+            let views = self.views.lock().unwrap_or_else(|e| e.into_inner());
+            views.values().filter_map(Weak::upgrade).collect()
+        };
+        let heads = timelines.iter().map(|timeline| timeline.view());
+        let sealed = views.iter().map(|view| &**view);
+        heads.chain(sealed).for_each(|view| view.renew(bodies));
+    }
+
     /// The tree of a sealed layer, read-only.
     pub fn sealed_view(&self, layer: LayerId) -> Result<Arc<View>> {
         let mut catalog = self.catalog();
@@ -425,9 +452,10 @@ impl Store {
                 return Ok(());
             }
             let mut batch = WriteBatch::default();
-            let bodies: Vec<LayerId> = unneeded.iter().map(|id| catalog.body(*id)).collect::<Result<_>>()?;
+            let bodies = unneeded.iter().map(|id| catalog.body_and_form(*id));
+            let bodies: Vec<Body> = bodies.collect::<Result<_>>()?;
             for body in &bodies {
-                codec::delete_layer(&self.shared.db, &mut batch, *body);
+                codec::delete_layer(&self.shared.db, &mut batch, body.id);
             }
             let entries = unneeded.iter().map(|id| Entry::Layer(*id, None)).collect();
             catalog.commit(&self.shared.db, batch, entries)?;
@@ -438,13 +466,21 @@ impl Store {
                 self.at("collect: about to remove");
                 self.sealed_bytes().remove(&id);
                 self.wal_bytes().remove(&id);
-                self.shared.sums.remove(body);
-                self.remove_layer_dir(body)?;
+                self.shared.sealed.remove(body.id);
+                self.remove_body(body)?;
             }
         }
     }
 
-    pub(crate) fn remove_layer_dir(&self, id: LayerId) -> Result<()> {
+    /// Removes a body's blocks.
+    pub(crate) fn remove_body(&self, body: Body) -> Result<()> {
+        match body.form {
+            Form::Plain => self.remove_layer_dir(body.id),
+            Form::Packed(pack) => self.shared.sealed.packs.remove(pack),
+        }
+    }
+
+    fn remove_layer_dir(&self, id: LayerId) -> Result<()> {
         let path = self.shared.layers.path(id);
         let removed = self.shared.disk.remove_dir(&path);
         removed.map_err(Error::io(format!("remove {}", path.display())))
@@ -455,15 +491,38 @@ impl Store {
         let _bodies = self.bodies();
         let mut catalog = self.catalog();
         self.collect(&mut catalog)?;
-        let bodies: HashSet<LayerId> = catalog.bodies().map(|(body, _)| body).collect();
-        let dir = &self.shared.layers.dir;
-        let names = self.shared.disk.list(dir).map_err(Error::io("list the layers"))?;
-        for name in names {
-            if let Some(id) = layer_of_name(&name)
-                && !bodies.contains(&id)
-            {
+        let plain: HashSet<LayerId> = catalog.plain_bodies().collect();
+        for id in self.listed(LAYERS_DIR)?.into_iter().map(LayerId) {
+            if !plain.contains(&id) {
                 self.at("sweep: about to remove");
-                self.sweep_layer(id, catalog.is_past(id))?;
+                self.sweep_layer(id, catalog.is_past(id.0))?;
+            }
+        }
+        self.sweep_packs(&catalog)
+    }
+
+    /// The numbers that things in a directory of the store have as their names.
+    fn listed(&self, dir: &str) -> Result<Vec<u64>> {
+        let names = match self.shared.disk.list(&self.dir.join(dir)) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            names => names.map_err(Error::io(format!("list the {dir}")))?,
+        };
+        Ok(names.iter().filter_map(|name| number_of_name(name)).collect())
+    }
+
+    /// Removes half-made packs and those that no layer has; one that the database can't know yet is put aside.
+    fn sweep_packs(&self, catalog: &Catalog) -> Result<()> {
+        let packs = &self.shared.sealed.packs;
+        packs.sweep().map_err(Error::io("sweep half-made packs"))?;
+        let known: HashSet<PackId> = catalog.layers().filter_map(|(_, record)| record.pack).collect();
+        for id in self.listed(PACKS_DIR)?.into_iter().map(PackId) {
+            if known.contains(&id) {
+                continue;
+            }
+            self.at("sweep: about to remove");
+            match catalog.is_past(id.0) {
+                true => packs.remove(id)?,
+                false => self.put_aside(&packs.path(id), &format!("pack-{id}"))?,
             }
         }
         Ok(())
@@ -479,17 +538,25 @@ impl Store {
             tracing::info!(layer = %id, "sweeping what is left of a layer");
             return self.remove_layer_dir(id);
         }
+        self.put_aside(&path, &id.to_string())
+    }
+
+    fn put_aside(&self, path: &Path, name: &str) -> Result<()> {
         let lost = self.dir.join(LOST_DIR);
         self.shared
             .disk
             .make_dir(&lost)
-            .map_err(Error::io("make the directory for lost layers"))?;
+            .map_err(Error::io("make the directory for what is lost"))?;
         let aside = (0..)
-            .map(|n| lost.join(format!("{id}.{n}")))
+            .map(|n| lost.join(format!("{name}.{n}")))
             .find(|path| !path.exists());
         let aside = aside.unwrap_or(lost);
-        tracing::error!(layer = %id, "the database does not know this layer: it is put aside as {}", aside.display());
-        let moved = self.shared.disk.rename(&path, &aside);
+        tracing::error!(
+            "the database does not know {}: it is put aside as {}",
+            path.display(),
+            aside.display()
+        );
+        let moved = self.shared.disk.rename(path, &aside);
         moved.map_err(Error::io(format!("put {} aside", path.display())))
     }
 
@@ -509,10 +576,10 @@ impl Store {
     }
 }
 
-/// The layer whose directory has this name.
-pub(crate) fn layer_of_name(name: &OsStr) -> Option<LayerId> {
-    let id = u64::from_str_radix(name.to_str()?, 16).ok().map(LayerId)?;
-    (name == id.to_string().as_str()).then_some(id)
+/// The number of the layer or the pack that has this name.
+pub(crate) fn number_of_name(name: &OsStr) -> Option<u64> {
+    let id = u64::from_str_radix(name.to_str()?, 16).ok()?;
+    (name == LayerId(id).to_string().as_str()).then_some(id)
 }
 
 fn branch_info(catalog: &Catalog, record: &TimelineRecord) -> BranchInfo {

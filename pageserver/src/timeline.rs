@@ -478,6 +478,11 @@ impl Timeline {
         Error::io(format!("sync layer {}", layer.id))(error)
     }
 
+    /// Whether a layer is still being made durable.
+    pub(crate) fn is_sealing(&self, layer: LayerId) -> bool {
+        self.sealing().iter().any(|sealing| sealing.id == layer)
+    }
+
     fn sealing(&self) -> MutexGuard<'_, Vec<Arc<Layer>>> {
         self.sealing.lock().unwrap_or_else(|e| e.into_inner())
     }

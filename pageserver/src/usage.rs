@@ -1,8 +1,9 @@
 //! How much of the disk branches and snapshots hold, in bytes as the backing filesystem counts them.
 //!
-//! A layer's bytes are those of its backing files. A sealed layer changes only when it is merged, so its figure is kept. What a snapshot in the
+//! A layer's bytes are those of its backing files, or of its pack. A sealed layer changes only when it is merged, so its figure is kept. What a snapshot in the
 //! middle of a history holds alone is what the layer above hides of its own, told by the checksums' records; until both have these,
-//! and where a head stands on it, whose blocks change with every write, that is not counted.
+//! and where a head stands on it, whose blocks change with every write, that is not counted. Of a pack it is an estimate: a part of its bytes,
+//! as large as that of its blocks.
 
 use std::collections::BTreeSet;
 
@@ -45,12 +46,23 @@ impl Store {
         let sum =
             |layers: Vec<LayerId>| -> Result<u64> { layers.into_iter().map(|id| self.layer_bytes(id, true)).sum() };
         Ok(SnapshotBytes {
-            alone: sum(alone)? + merged.map_or(Ok(0), |(older, newer)| self.hidden(older, newer))?,
+            alone: sum(alone)? + merged.map_or(Ok(0), |(older, newer)| self.freed_by_merging(older, newer))?,
             whole: sum(whole)?,
         })
     }
 
-    fn hidden(&self, older: LayerId, newer: LayerId) -> Result<u64> {
+    /// Of a pack, as large a part as of its blocks is hidden.
+    fn freed_by_merging(&self, older: LayerId, newer: LayerId) -> Result<u64> {
+        let (hidden, all) = self.hidden(older, newer)?;
+        let is_packed = self.catalog().layer(older).is_ok_and(|record| record.pack.is_some());
+        match is_packed && all > 0 {
+            true => Ok((u128::from(self.layer_bytes(older, true)?) * u128::from(hidden) / u128::from(all)) as u64),
+            false => Ok(hidden),
+        }
+    }
+
+    /// The bytes of the blocks of a layer that the one above hides, and of all its blocks.
+    pub(crate) fn hidden(&self, older: LayerId, newer: LayerId) -> Result<(u64, u64)> {
         if let Some(bytes) = self.hidden_bytes_known().get(&(older, newer)) {
             return Ok(*bytes);
         }
@@ -76,10 +88,17 @@ impl Store {
         if let Some(bytes) = self.sealed_bytes().get(&id).filter(|_| is_sealed) {
             return Ok(*bytes);
         }
-        let body = self.catalog().body(id).unwrap_or(id);
-        let path = self.shared.layers.path(body);
-        let bytes = self.shared.disk.bytes_in(&path);
-        let bytes = bytes.map_err(Error::io(format!("look at {}", path.display())))?;
+        let record = self.catalog().layer(id).ok().cloned();
+        let pack = record.as_ref().and_then(|record| record.pack);
+        let body = record.and_then(|record| record.body).unwrap_or(id);
+        let bytes = match pack {
+            Some(pack) => self.shared.sealed.packs.bytes(pack)?,
+            None => {
+                let path = self.shared.layers.path(body);
+                let bytes = self.shared.disk.bytes_in(&path);
+                bytes.map_err(Error::io(format!("look at {}", path.display())))?
+            }
+        };
         if is_sealed {
             self.sealed_bytes().insert(id, bytes);
         }

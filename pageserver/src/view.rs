@@ -175,10 +175,17 @@ impl View {
     }
 
     fn backing(&self, id: LayerId, ino: Ino) -> Arc<Backing> {
-        let id = self.store.sums.as_ref().map_or(id, |sums| sums.body(id));
+        let id = self.store.sealed.body(id);
         let mut layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
         let layer = layers.entry(id).or_insert_with(|| self.store.open(id));
         layer.backing(ino, self.writable && id == self.layer())
+    }
+
+    /// Lets go of the files that some bodies had.
+    pub(crate) fn renew(&self, bodies: &[LayerId]) {
+        for file in self.files.all() {
+            file.renew(|layer| bodies.contains(&layer).then(|| self.backing(layer, file.ino)));
+        }
     }
 
     /// Inodes without a name.

@@ -241,7 +241,7 @@ impl Content {
             return Ok(());
         }
         let older = &self.parts[self.slot(block) as usize].backing;
-        let hides_more = older.disk().stat(older.file()?)?.size > self.size;
+        let hides_more = older.size()? > self.size;
         self.copy_up(block)?;
         match self.parts.last() {
             Some(head) if hides_more => head.backing.sync(),

@@ -6,7 +6,7 @@
 //! counted and printed. Postgres' page checksums see the first.
 //!
 //! `ZENITH_FLIPS=N` runs N cases (short: 120), `ZENITH_FLIP=S` only the one with that seed, which is what a failure prints.
-//! `ZENITH_SEALED_FLIPS=N` is for the bits of sealed blocks alone (short: 1000).
+//! `ZENITH_SEALED_FLIPS=N` is for the bits of sealed blocks alone (short: 1000), `ZENITH_PACKED_FLIPS=N` for those of packs (short: 300).
 
 #[path = "flips/damage.rs"]
 mod damage;
@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use damage::{Done, Target};
 use nix::errno::Errno;
-use pageserver::{Checks, Disk, Finding, Ino, LayerId, Severity, Store, View, check_closed};
+use pageserver::{Checks, Disk, Finding, Ino, LayerId, Severity, Store, View, check_closed, dump_pack};
 use random::Random;
 use store::{Contents, Scratch};
 
@@ -324,6 +324,42 @@ fn every_flipped_bit_of_a_sealed_block_is_an_error_of_the_read() {
     )
     .expect("printed");
     assert!(refused >= flips / 2, "{refused}");
+    assert_eq!(damage_found(&store), Vec::<String>::new());
+}
+
+/// Reading the pack tells, and who reads through the store finds the bytes that were there, or an error.
+#[test]
+fn every_flipped_bit_of_a_pack_is_told() {
+    let scratch = Scratch::new("packs");
+    let stores = store::make(&scratch);
+    let dir = scratch.copy(&stores.closed.dir);
+    let packs = damage::packs(&dir);
+    let mut random = Random::new(number("ZENITH_FLIP").unwrap_or(1));
+    let (mut refused, flips) = (0, number("ZENITH_PACKED_FLIPS").unwrap_or(300));
+    for nth in 0..flips {
+        let path = random.pick(&packs).expect("a pack");
+        let bit = random.below(path.metadata().expect("stat").len() * 8);
+        damage::flip(path, bit);
+        let told = dump_pack(path).expect_err("damaged").to_string();
+        assert!(told.contains("damaged"), "{told}");
+        match read(&dir) {
+            Err(_) => refused += 1,
+            Ok(contents) => assert_eq!(store::difference(&stores.closed.contents, &contents), ""),
+        }
+        if nth % 50 == 0 {
+            let findings = findings(&dir);
+            let of_it = |f: &&String| f.contains("pack") || f.contains("not what was sealed");
+            assert!(findings.iter().filter(of_it).count() > 0, "{findings:?}");
+        }
+        damage::flip(path, bit);
+    }
+    writeln!(
+        std::io::stderr(),
+        "packed bits: {flips} flipped, {flips} told, {refused} stores refused to be read, 0 wrong"
+    )
+    .expect("printed");
+    assert!(refused >= flips / 2, "{refused}");
+    let store = Store::open(&dir, Disk::new()).expect("opens");
     assert_eq!(damage_found(&store), Vec::<String>::new());
 }
 

@@ -26,7 +26,7 @@ const HISTORIES_LONG: u64 = 20;
 /// Deep enough for a load to leave an image.
 const MANY_LAYERS: usize = 33;
 
-const OPERATIONS: [&str; 11] = [
+const OPERATIONS: [&str; 12] = [
     "seal",
     "seal again",
     "checkout",
@@ -38,6 +38,7 @@ const OPERATIONS: [&str; 11] = [
     "image",
     "checksums",
     "merge",
+    "pack",
 ];
 
 const LOOKS: [Call; 9] = [
@@ -206,6 +207,10 @@ impl History {
                 self.push_mergeable();
                 self.push(Step::Upkeep);
             }
+            "pack" => {
+                self.push_mergeable();
+                self.push(Step::Pack);
+            }
             _ => unreachable!("an operation"),
         }
     }
@@ -317,7 +322,7 @@ fn a_kill_at_any_point_leaves_the_old_or_the_new_state_and_nothing_else() {
     assert_eq!(named, NAMED_POINTS.into(), "every named point is killed at");
 }
 
-const NAMED_POINTS: [&str; 22] = [
+const NAMED_POINTS: [&str; 26] = [
     "branch: committed",
     "branch: head made",
     "branch: synced",
@@ -331,8 +336,12 @@ const NAMED_POINTS: [&str; 22] = [
     "merge: committed",
     "merge: files done",
     "merge: marked",
+    "merge: pack made",
     "names: committed",
     "orphans: dropped",
+    "pack: about to remove",
+    "pack: committed",
+    "pack: made",
     "seal: committed",
     "seal: heads swapped",
     "seal: layer made",

@@ -36,6 +36,8 @@ struct World {
     open: BTreeMap<SnapshotName, Arc<View>>,
     made: u64,
     destroyed: u64,
+    /// Layers are packed, too.
+    packs: bool,
 }
 
 impl Drop for World {
@@ -78,6 +80,7 @@ impl World {
             open: BTreeMap::new(),
             made: 0,
             destroyed: 0,
+            packs: false,
         };
         world.reopen();
         world.add_branch(&Start::Empty);
@@ -213,12 +216,13 @@ impl World {
         }
     }
 
-    /// Some of the merging; now and then it is interrupted.
+    /// Some of the packing and the merging; now and then it is interrupted.
     fn tend(&mut self) {
         let mut left = self.random.below(60);
+        let level = (self.packs && self.random.below(3) > 0).then_some(1);
         while self
             .store()
-            .tend(&mut |_| {
+            .tend(level, &mut |_| {
                 left = left.saturating_sub(1);
                 left > 0
             })
@@ -268,6 +272,44 @@ fn same(now: &Seen, then: &Seen, what: &str) {
 #[test]
 fn no_view_changes_when_others_go() {
     let mut world = World::new("views");
+    live(&mut world);
+    let upkeep = |store: &Store| while store.tend(None, &mut |_| true).expect("upkeep") {};
+    upkeep(&world.store());
+    while let Some(name) = world.a_snapshot() {
+        let store = world.store();
+        let (before, told) = (
+            store.bytes().expect("told"),
+            store.snapshot_bytes(&name).expect("told").alone,
+        );
+        store.destroy_snapshot(&name).expect("destroyed");
+        upkeep(&store);
+        let freed = before as i64 - store.bytes().expect("told") as i64;
+        // Lists of extents come and go, too.
+        assert!(
+            freed.abs_diff(told as i64) <= 64 << 10,
+            "{name}: {told} bytes were told, and {freed} came back"
+        );
+        world.snapshots.remove(&name);
+        world.compare();
+    }
+    world.check(Severity::Note);
+}
+
+#[test]
+fn no_view_changes_when_layers_are_packed() {
+    let mut world = World::new("packs");
+    world.packs = true;
+    live(&mut world);
+    while world.store().tend(Some(1), &mut |_| true).expect("upkeep") {}
+    assert_eq!(world.store().unpacked(), 0);
+    world.compare();
+    world.reopen();
+    world.compare();
+    world.check(Severity::Note);
+}
+
+/// Branches are written and forked, snapshots come and go, until enough have gone.
+fn live(world: &mut World) {
     let wanted = number("ZENITH_MERGES", DESTROYED);
     let mut heads: BTreeMap<BranchName, Seen> = BTreeMap::new();
     while world.destroyed < wanted {
@@ -295,26 +337,6 @@ fn no_view_changes_when_others_go() {
     world.reopen();
     world.compare();
     world.open.clear();
-    let upkeep = |store: &Store| while store.tend(&mut |_| true).expect("upkeep") {};
-    upkeep(&world.store());
-    while let Some(name) = world.a_snapshot() {
-        let store = world.store();
-        let (before, told) = (
-            store.bytes().expect("told"),
-            store.snapshot_bytes(&name).expect("told").alone,
-        );
-        store.destroy_snapshot(&name).expect("destroyed");
-        upkeep(&store);
-        let freed = before as i64 - store.bytes().expect("told") as i64;
-        // Lists of extents come and go, too.
-        assert!(
-            freed.abs_diff(told as i64) <= 64 << 10,
-            "{name}: {told} bytes were told, and {freed} came back"
-        );
-        world.snapshots.remove(&name);
-        world.compare();
-    }
-    world.check(Severity::Note);
 }
 
 /// What a merge can't go on with stays as it is, is told, and can be read once it is what it was.
@@ -342,7 +364,7 @@ fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
             .expect("taken");
         world.snapshots.insert(name, seen(timeline.view()));
     }
-    let upkeep = |world: &World| while world.store().tend(&mut |_| true).expect("upkeep") {};
+    let upkeep = |world: &World| while world.store().tend(None, &mut |_| true).expect("upkeep") {};
     let found = |world: &World| {
         let checks = Checks {
             blocks_from: Some(LayerId(0)),

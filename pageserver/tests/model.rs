@@ -373,8 +373,9 @@ impl World {
     /// Some of what the store does for itself, or all of it.
     fn upkeep(&mut self) {
         let pieces = 1 + self.random.below(20);
+        let level = (self.random.below(2) == 0).then_some(1);
         for _ in 0..pieces {
-            if !self.store().tend(&mut |_| true).expect("upkeep") {
+            if !self.store().tend(level, &mut |_| true).expect("upkeep") {
                 break;
             }
         }

@@ -106,6 +106,7 @@ fn script() -> Vec<Step> {
         Snapshot("dev@three"),
         Tidy,
         Upkeep,
+        Pack,
         Checkout("main@one"),
         Write("main", "a", 8192, 100, 9),
         Create("main", "d"),
@@ -133,6 +134,15 @@ fn script() -> Vec<Step> {
         Snapshot("main@six"),
         DestroySnapshot("main@five"),
         Upkeep,
+        Write("main", "e", 12_000, 100, 15),
+        Unlink("main", "f"),
+        Snapshot("main@seven"),
+        DestroySnapshot("main@six"),
+        Pack,
+        Write("main", "e", 100, 9000, 16),
+        Snapshot("main@eight"),
+        DestroySnapshot("main@seven"),
+        Pack,
         Reopen,
     ]
 }

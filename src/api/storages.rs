@@ -59,6 +59,8 @@ pub struct Storage {
     pub branches: usize,
     /// Sealed layers whose blocks have no checksums yet.
     pub unsummed: usize,
+    /// Of a compressed storage: sealed layers that are not packed yet.
+    pub unpacked: usize,
     /// Bytes that its filesystem can still take.
     pub available: u64,
     /// What to know of that filesystem.
@@ -72,8 +74,9 @@ const ZENITH_LOCAL: &str = "zenith-local";
 const PATH: &str = "path";
 const COMPRESSION: &str = "compression";
 
-/// Levels that zstd has.
+/// Levels that zstd has, and the one that it takes itself.
 const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = 1..=22;
+const ZSTD_LEVEL: i32 = 3;
 
 impl StorageName {
     /// The storage that is always there: the store itself.
@@ -129,7 +132,7 @@ impl Options {
         for (key, value) in &others {
             match key.as_str() {
                 "url" => return Err(not_yet("remote")),
-                COMPRESSION => check_compression(value)?,
+                COMPRESSION => drop(level(value)?),
                 _ => {
                     return Err(Error::usage(format!("a native storage has no option {key}"))
                         .hint("its options are path, url and compression"));
@@ -139,9 +142,9 @@ impl Options {
         Ok(Options(others))
     }
 
-    /// How sealed layers are to be packed.
-    fn compression(&self) -> Option<&str> {
-        self.get(COMPRESSION).filter(|compression| *compression != "none")
+    /// The level of zstd at which sealed layers are to be packed, if they are.
+    pub fn packing(&self) -> Option<i32> {
+        self.get(COMPRESSION).and_then(|value| level(value).ok().flatten())
     }
 }
 
@@ -152,25 +155,24 @@ impl fmt::Display for Options {
     }
 }
 
-fn check_compression(value: &str) -> Result<()> {
+/// The level that a value of the option stands for.
+fn level(value: &str) -> Result<Option<i32>> {
     let level = match value.split_once(':') {
-        None if value == "none" || value == "zstd" => return Ok(()),
+        None if value == "none" => return Ok(None),
+        None if value == "zstd" => Some(ZSTD_LEVEL),
         Some(("zstd", level)) => level.parse().ok(),
         _ => None,
     };
-    match level.is_some_and(|level| ZSTD_LEVELS.contains(&level)) {
-        true => Ok(()),
-        false => Err(Error::usage(format!("{value:?} is no compression"))
-            .hint("take none, zstd or zstd:LEVEL with a level from 1 to 22")),
-    }
+    let level = level.filter(|level| ZSTD_LEVELS.contains(level));
+    level.map(Some).ok_or_else(|| {
+        Error::usage(format!("{value:?} is no compression"))
+            .hint("take none, zstd or zstd:LEVEL with a level from 1 to 22")
+    })
 }
 
 impl Storage {
     pub fn described(name: &StorageName, path: &FsPath, store: &Store, options: Option<Options>) -> Result<Storage> {
         let options = options.unwrap_or_default();
-        let packing = options
-            .compression()
-            .map(|_| "sealed layers are not packed yet: nothing is compressed so far".to_owned());
         Ok(Storage {
             name: name.clone(),
             used: store.bytes()?,
@@ -178,8 +180,9 @@ impl Storage {
             path: path.into(),
             branches: store.branches().len(),
             unsummed: store.unsummed(),
+            unpacked: options.packing().map_or(0, |_| store.unpacked()),
             available: store.space()?.available,
-            warning: packing.or(store.warning().map(String::from)),
+            warning: store.warning().map(String::from),
             error: None,
             options,
         })
@@ -194,6 +197,7 @@ impl Storage {
             path: path.into(),
             branches: 0,
             unsummed: 0,
+            unpacked: 0,
             available: 0,
             warning: None,
             error: Some(why.into()),

@@ -208,6 +208,15 @@ impl Storages {
         }
     }
 
+    /// The level of zstd at which the storage packs its sealed layers, if it does.
+    pub fn packing(&self, name: &StorageName) -> Option<i32> {
+        let remembered = self.memory.get();
+        remembered
+            .storages
+            .get(name)
+            .and_then(|record| record.options.packing())
+    }
+
     fn unknown(&self, name: &StorageName) -> Error {
         let known: Vec<String> = self.attached().keys().map(StorageName::to_string).collect();
         let known = [vec![StorageName::local().to_string()], known].concat();

@@ -1,4 +1,5 @@
-//! What stores do for themselves while nobody waits: checksums of what was sealed, merging of what nobody names.
+//! What stores do for themselves while nobody waits: checksums of what was sealed, packing it in a compressed storage, merging of what
+//! nobody names.
 //!
 //! One thread with the lowest priority there is, which pauses after each piece of work, so that neither a processor nor a disk is
 //! taken from who uses a mount. What it has not finished when the service ends the next one begins anew.
@@ -70,7 +71,7 @@ fn tend(service: &Service, name: &StorageName, store: &Store) -> Result<(), ()> 
         !service.is_stopped() && service.storages.named(name).is_ok()
     };
     loop {
-        match store.tend(&mut pace) {
+        match store.tend(service.storages.packing(name), &mut pace) {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(error) => {

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 use super::{Checker, Finding, layers};
 use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::merge;
-use crate::namespace::{Namespace, codec};
+use crate::namespace::Namespace;
+use crate::pack::{FRAME_BLOCKS, Pack};
+use crate::packs::PackFile;
 use crate::parts::{self, Kept, Pace};
 use crate::sums::{self, CHUNK, CHUNK_BLOCKS, Chunk};
 use crate::types::{BLOCK, Ino, LayerId};
@@ -48,7 +51,7 @@ impl Checker<'_> {
     }
 
     fn damaged_blocks(&self, id: LayerId, layer: &Layer, ino: Ino, kept: &Kept, pace: Pace) -> Result<Vec<u64>> {
-        let chunks = codec::sums_of(self.db, layer.id, ino)?;
+        let chunks = self.layers.sealed.chunks(layer.id, ino)?;
         let chunks = match self.merging_above(id) {
             Some(newer) => self.seen_through(newer, ino, kept, chunks)?,
             None => chunks,
@@ -57,12 +60,20 @@ impl Checker<'_> {
             return Ok(Vec::new());
         }
         let failed = || Error::io(format!("the backing file {ino}"));
-        let file = layer.open_file(ino).map_err(failed())?;
+        let source = match self.catalog.layer(id)?.pack {
+            Some(pack) => Blocks::Packed(self.layers.sealed.packs.open(pack)?),
+            None => Blocks::Plain(layer.open_file(ino).map_err(failed())?),
+        };
         let (mut damaged, mut buf) = (Vec::new(), vec![0; CHUNK as usize]);
         for (number, chunk) in chunks {
-            let read = self.compare(&file, number, &chunk, &mut buf, &mut damaged);
+            let bytes = match &source {
+                Blocks::Plain(file) => self
+                    .compare(file, number, &chunk, &mut buf, &mut damaged)
+                    .map_err(failed())?,
+                Blocks::Packed(pack) => compare_packed(pack, number, &chunk, &mut damaged)?,
+            };
             // There is nothing to end: who asked for it has to wait for it.
-            let _asked_to_end = pace(read.map_err(failed())?);
+            let _asked_to_end = pace(bytes);
         }
         Ok(damaged)
     }
@@ -92,7 +103,7 @@ impl Checker<'_> {
             return Ok(chunks);
         };
         let limit = merge::floor_above(kept, &above).div_ceil(BLOCK);
-        let above = codec::sums_of(self.db, body, ino)?;
+        let above = self.layers.sealed.chunks(body, ino)?;
         let mut seen: BTreeMap<u64, Chunk> = BTreeMap::new();
         for block in merge::inherited(&chunks, &above, limit) {
             let (number, inside) = (block / CHUNK_BLOCKS, block % CHUNK_BLOCKS);
@@ -167,10 +178,8 @@ impl Checker<'_> {
             let kept = parts::kept(self.db, body).ok().filter(|_| record.has_sums);
             if let Some(kept) = kept.and_then(|kept| kept.get(&ino).copied()) {
                 let is_cut_off = kept.floor.unwrap_or(kept.size).min(kept.size) <= block * BLOCK;
-                let sums = codec::read_sums(self.db, body, ino, block / CHUNK_BLOCKS)
-                    .ok()
-                    .flatten();
-                if is_cut_off || sums.is_some_and(|sums| sums.sum(block % CHUNK_BLOCKS).is_some()) {
+                let has_it = self.layers.sealed.has_block(body, ino, block);
+                if is_cut_off || has_it.unwrap_or(false) {
                     return false;
                 }
             }
@@ -181,6 +190,31 @@ impl Checker<'_> {
         }
         true
     }
+}
+
+/// Where the blocks of a file are read from.
+enum Blocks {
+    Plain(DiskFile),
+    Packed(Arc<Pack<PackFile>>),
+}
+
+/// As [`Checker::compare`]; of a frame that can't be read all blocks are damaged.
+fn compare_packed(pack: &Pack<PackFile>, number: u64, chunk: &Chunk, damaged: &mut Vec<u64>) -> Result<u64> {
+    let blocks: Vec<(u64, u32)> = chunk.blocks().collect();
+    for (frame, blocks) in chunk.frames().iter().zip(blocks.chunks(FRAME_BLOCKS)) {
+        let bytes = match pack.frame(*frame, blocks.len()) {
+            Err(Error::Damaged { .. }) => None,
+            bytes => Some(bytes?),
+        };
+        for (nth, (block, sum)) in blocks.iter().enumerate() {
+            let from = nth * BLOCK as usize;
+            let bytes = bytes.as_ref().map(|bytes| &bytes[from..from + BLOCK as usize]);
+            if bytes.is_none_or(|bytes| sums::difference(Some(*sum), bytes).is_some()) {
+                damaged.push(number * CHUNK_BLOCKS + block);
+            }
+        }
+    }
+    Ok(blocks.len() as u64 * BLOCK)
 }
 
 fn path(ns: &Namespace, ino: Ino) -> Option<String> {

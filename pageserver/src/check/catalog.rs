@@ -26,7 +26,7 @@ pub fn problems(catalog: &Catalog) -> Vec<Finding> {
 fn layers(catalog: &Catalog) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (id, record) in catalog.layers() {
-        if !catalog.is_past(id) {
+        if !catalog.is_past(id.0) {
             findings.push(Finding::damage(place(id), "its number was never given"));
         }
         // Numbers rise from parent to child, so there is no cycle either.
@@ -43,7 +43,7 @@ fn layers(catalog: &Catalog) -> Vec<Finding> {
 fn timeline(catalog: &Catalog, id: TimelineId, record: &TimelineRecord) -> Vec<Finding> {
     let head = record.head;
     let mut whats = Vec::new();
-    if !catalog.is_past(LayerId(id.0)) {
+    if !catalog.is_past(id.0) {
         whats.push("its number was never given".to_owned());
     }
     if catalog.layer(head).is_err() {

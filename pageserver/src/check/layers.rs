@@ -1,24 +1,26 @@
 //! Whether each layer has on disk and in the database what it should have.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Checker, Finding, Repair, Severity, Turn, tree};
+use crate::catalog::Catalog;
 use crate::layer::{Found, HALF_MADE, Layer};
 use crate::load::apply_files;
 use crate::namespace::{Namespace, codec};
 use crate::parts;
-use crate::store::{LOST_DIR, layer_of_name};
-use crate::types::{FILE_SIZE_MAX, Ino, Kind, LayerId};
+use crate::store::{LOST_DIR, PACKS_DIR, number_of_name};
+use crate::types::{FILE_SIZE_MAX, Ino, Kind, LayerId, PackId};
 
 pub fn place(id: LayerId) -> String {
     format!("layer {id}")
 }
 
 impl Checker<'_> {
-    /// Every layer has a directory, and every directory is a layer's.
-    pub(super) fn directories(&mut self) {
+    /// Every layer has a directory or a pack, and every one of these is a layer's.
+    pub(super) fn bodies(&mut self) {
         // A new layer's directory is made with the catalog's lock held.
         let catalog = self.live.map(|store| store.catalog());
         let known = catalog.as_deref().unwrap_or(&self.catalog);
@@ -30,16 +32,17 @@ impl Checker<'_> {
                 return self.found(Finding::damage("layers", format!("they can't be listed: {error}")));
             }
         };
-        let mut missing: BTreeSet<LayerId> = known.bodies().map(|(body, _)| body).collect();
+        let mut missing: BTreeSet<LayerId> = known.plain_bodies().collect();
         let mut strangers = Vec::new();
         for name in names {
             let path = self.layers.dir.join(&name);
-            match layer_of_name(&name) {
+            match number_of_name(&name).map(LayerId) {
                 Some(id) if missing.remove(&id) => {}
-                Some(id) => strangers.push(unknown_layer(id, path, known.is_past(id))),
-                None => strangers.push(foreign(&path)),
+                Some(id) => strangers.push(unknown_layer(id, path, known.is_past(id.0))),
+                None => strangers.push(foreign("layers", "layer", &path)),
             }
         }
+        strangers.extend(self.strange_packs(known));
         drop(catalog);
         self.findings.extend(strangers);
         for id in missing {
@@ -48,6 +51,35 @@ impl Checker<'_> {
                 "its directory is missing: all its blocks are gone",
             ));
         }
+    }
+
+    /// Packs that no layer has. One that is missing is told with its layer.
+    fn strange_packs(&self, known: &Catalog) -> Vec<Finding> {
+        let packs = &self.layers.sealed.packs;
+        let names = match self.disk.list(packs.dir()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return vec![Finding::damage(PACKS_DIR, format!("they can't be listed: {error}"))],
+            Ok(names) => names,
+        };
+        let is_known = |id| known.layers().any(|(_, record)| record.pack == Some(PackId(id)));
+        let stranger = |name: &OsString| {
+            let path = packs.dir().join(name);
+            match number_of_name(name) {
+                Some(id) if is_known(id) => None,
+                // What is being packed right now is known later.
+                _ if self.live.is_some() => None,
+                Some(_) => Some(
+                    Finding::new(Severity::Leftover, PACKS_DIR, "a pack that no layer has")
+                        .repair(Repair::PutAside(path)),
+                ),
+                None if name.to_string_lossy().ends_with(HALF_MADE) => Some(
+                    Finding::new(Severity::Leftover, PACKS_DIR, "a pack that was never finished")
+                        .repair(Repair::Remove(path)),
+                ),
+                None => Some(foreign(PACKS_DIR, "pack", &path)),
+            }
+        };
+        names.iter().filter_map(stranger).collect()
     }
 
     pub(super) fn layer(&mut self, id: LayerId) {
@@ -75,8 +107,17 @@ impl Checker<'_> {
         self.namespaces.insert(id, ns);
     }
 
-    /// The layer's backing files; what can't be one is a finding.
+    /// The layer's backing files, or what its pack has; what can't be one is a finding.
     fn files(&mut self, id: LayerId) -> Vec<Found> {
+        if let Some(pack) = self.catalog.layer(id).ok().and_then(|record| record.pack) {
+            return match self.layers.sealed.packs.open(pack) {
+                Ok(pack) => parts::found(&pack.files().iter().map(|file| (file.ino, file.kept)).collect()),
+                Err(error) => {
+                    self.found(Finding::damage(place(id), error.damage()));
+                    Vec::new()
+                }
+            };
+        }
         let dir = self.layers.path(self.body(id));
         let Ok(names) = self.disk.list(&dir) else {
             // Told by what is there of directories.
@@ -147,9 +188,13 @@ impl Checker<'_> {
         if self.catalog.is_merging(id) {
             return;
         }
-        if self.catalog.layer(id).is_ok_and(|record| record.has_sums) {
+        let record = self.catalog.layer(id).ok().cloned();
+        let is_packed = record.as_ref().is_some_and(|record| record.pack.is_some());
+        if record.is_some_and(|record| record.has_sums) {
             let kept = parts::kept(self.db, self.body(id));
             let differences = match kept {
+                // That nothing of the pack can be read has been told.
+                Ok(_) if found.is_empty() && is_packed => Vec::new(),
                 Ok(kept) => parts::differences(&kept, found, ns),
                 Err(error) => vec![error.to_string()],
             };
@@ -157,7 +202,7 @@ impl Checker<'_> {
                 self.found(Finding::damage(place(id), what));
             }
         }
-        for file in found {
+        for file in found.iter().filter(|_| !is_packed) {
             if !ns.inode(file.ino).is_ok_and(|inode| inode.kind == Kind::File) {
                 let path = self.layers.path(self.body(id)).join(file.ino.to_string());
                 let what = format!("the backing file {} is no file's: left over, or renamed", file.ino);
@@ -266,7 +311,7 @@ fn unknown_layer(id: LayerId, path: PathBuf, is_past: bool) -> Finding {
     Finding::new(severity, place(id), what).repair(repair)
 }
 
-fn foreign(path: &Path) -> Finding {
+fn foreign(place: &str, kind: &str, path: &Path) -> Finding {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Finding::damage("layers", format!("{name} is no layer")).repair(Repair::PutAside(path.into()))
+    Finding::damage(place, format!("{name} is no {kind}")).repair(Repair::PutAside(path.into()))
 }

@@ -21,9 +21,10 @@ use rocksdb::WriteBatch;
 use super::{Change, Inode, Namespace, PartRef};
 use crate::db::{Db, NAMESPACE};
 use crate::error::{Error, Result};
+use crate::fields::Fields;
 use crate::parts::Kept;
 use crate::sums::Chunk;
-use crate::types::{Ino, Kind, LayerId, Time};
+use crate::types::{Ino, Kind, LayerId};
 
 const CHANGED_INODE: u8 = b'i';
 const CHANGED_NAME: u8 = b'd';
@@ -110,9 +111,11 @@ fn sums_key(layer: LayerId, ino: Ino, chunk: u64) -> Vec<u8> {
     key(layer, SUMS, ino, OsStr::from_bytes(&chunk.to_be_bytes()))
 }
 
-/// Adds the checksums of a chunk of a file's blocks in a sealed layer to a batch.
+/// Adds the checksums of a chunk of a file's blocks in a sealed layer to a batch; none where the layer has nothing of it.
 pub fn put_sums(db: &Db, batch: &mut WriteBatch, layer: LayerId, ino: Ino, chunk: u64, sums: &Chunk) {
-    db.put(batch, NAMESPACE, &sums_key(layer, ino, chunk), &sums.encode());
+    if !sums.is_empty() {
+        db.put(batch, NAMESPACE, &sums_key(layer, ino, chunk), &sums.encode());
+    }
 }
 
 /// Reads what [`put_sums`] has kept of a chunk.
@@ -132,16 +135,6 @@ pub fn each_sums(db: &Db, layer: LayerId, ino: Ino, mut each: impl FnMut(u64, Ch
     })
 }
 
-/// All chunks of a file in a layer.
-pub fn sums_of(db: &Db, layer: LayerId, ino: Ino) -> Result<BTreeMap<u64, Chunk>> {
-    let mut chunks = BTreeMap::new();
-    each_sums(db, layer, ino, |number, chunk| {
-        chunks.insert(number, chunk);
-        Ok(())
-    })?;
-    Ok(chunks)
-}
-
 fn decode_sums(record: &[u8], layer: LayerId, ino: Ino) -> Result<Chunk> {
     Chunk::decode(record).ok_or_else(|| damaged("sums", layer, ino))
 }
@@ -150,6 +143,12 @@ fn decode_sums(record: &[u8], layer: LayerId, ino: Ino) -> Result<Chunk> {
 pub fn delete_part(db: &Db, batch: &mut WriteBatch, layer: LayerId, ino: Ino) {
     db.delete(batch, NAMESPACE, &key(layer, PART, ino, OsStr::new("")));
     let [from, to] = [ino, Ino(ino.0 + 1)].map(|ino| key(layer, SUMS, ino, OsStr::new("")));
+    db.delete_range(batch, NAMESPACE, &from, &to);
+}
+
+/// Adds the delete of all checksums that the database has of a layer to a batch.
+pub fn delete_sums(db: &Db, batch: &mut WriteBatch, layer: LayerId) {
+    let [from, to] = [SUMS, SUMS + 1].map(|tag| key(layer, tag, Ino(0), OsStr::new(""))[..9].to_vec());
     db.delete_range(batch, NAMESPACE, &from, &to);
 }
 
@@ -313,31 +312,6 @@ fn decode(record: &[u8]) -> Option<Inode> {
     })
 }
 
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (head, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
-        Some(*head)
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        self.take().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
-    }
-
-    fn time(&mut self) -> Option<Time> {
-        Some(Time {
-            secs: self.take().map(i64::from_le_bytes)?,
-            nanos: self.u32()?,
-        })
-    }
-}
-
 fn kind_code(kind: Kind) -> u8 {
     match kind {
         Kind::File => 0,
@@ -358,7 +332,7 @@ fn kind_of(code: u8) -> Option<Kind> {
 mod tests {
     use super::*;
     use crate::namespace::ops::new_inode;
-    use crate::types::{NewKind, NewNode};
+    use crate::types::{NewKind, NewNode, Time};
 
     fn symlink() -> Inode {
         let node = NewNode {

@@ -44,6 +44,8 @@ pub enum Step {
     Tidy,
     /// All that the store does for itself.
     Upkeep,
+    /// The same in a compressed store.
+    Pack,
     Close(&'static str),
     Reopen,
 }
@@ -96,7 +98,7 @@ impl World {
                 new.branches.remove(b)?;
                 new.snapshots.retain(|name, _| branch_of(name) != b);
             }
-            Step::Tidy | Step::Upkeep | Step::Close(_) | Step::Reopen => {}
+            Step::Tidy | Step::Upkeep | Step::Pack | Step::Close(_) | Step::Reopen => {}
         }
         Some(new)
     }
@@ -232,7 +234,11 @@ impl Life {
                 Ok(())
             }
             Step::Upkeep => {
-                while store.tend(&mut |_| true).map_err(told)? {}
+                while store.tend(None, &mut |_| true).map_err(told)? {}
+                Ok(())
+            }
+            Step::Pack => {
+                while store.tend(Some(3), &mut |_| true).map_err(told)? {}
                 Ok(())
             }
             Step::Close(b) => {
@@ -320,8 +326,9 @@ impl Life {
             assert!(store.branches().len() < before, "branches that need each other");
         }
         self.open().expect("an empty store opens");
-        let left = std::fs::read_dir(self.dir.join("layers")).expect("listed").count();
-        assert_eq!(left, 0, "layers are left over");
+        let count = |dir| std::fs::read_dir(self.dir.join(dir)).map_or(0, Iterator::count);
+        assert_eq!(count("layers"), 0, "layers are left over");
+        assert_eq!(count("packs"), 0, "packs are left over");
         assert!(!self.dir.join("lost").exists(), "layers were put aside");
     }
 }

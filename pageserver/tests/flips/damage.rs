@@ -30,9 +30,11 @@ pub enum Target {
     Head,
     HeadName,
     LayerName,
+    Pack,
+    PackName,
 }
 
-const TARGETS: [Target; 15] = [
+const TARGETS: [Target; 17] = [
     Target::Format,
     Target::Lock,
     Target::Current,
@@ -48,6 +50,8 @@ const TARGETS: [Target; 15] = [
     Target::Head,
     Target::HeadName,
     Target::LayerName,
+    Target::Pack,
+    Target::PackName,
 ];
 
 /// A damage that was done.
@@ -68,7 +72,7 @@ pub fn damage(dir: &Path, seed: u64, random: &mut Random) -> Option<Done> {
         .get(random.below(candidates.len().max(1) as u64) as usize)?
         .clone();
     let what = match target {
-        Target::SealedName | Target::HeadName | Target::LayerName => rename(&path, random)?,
+        Target::SealedName | Target::HeadName | Target::LayerName | Target::PackName => rename(&path, random)?,
         Target::Floor => flip_floor(&path, random),
         _ => change(&path, random)?,
     };
@@ -104,6 +108,10 @@ pub fn backing_files(dir: &Path) -> BackingFiles {
     files
 }
 
+pub fn packs(dir: &Path) -> Vec<PathBuf> {
+    list(&dir.join("packs"))
+}
+
 /// Writes down which layers are heads, for [`backing_files`].
 pub fn note_heads(dir: &Path, store: &Store) {
     let heads: Vec<String> = store.branches().iter().map(|branch| branch.head.to_string()).collect();
@@ -134,6 +142,7 @@ fn candidates(dir: &Path, target: Target) -> Vec<PathBuf> {
             all.filter(|path| floor(path).is_some()).collect()
         }
         Target::LayerName => list(&dir.join("layers")),
+        Target::Pack | Target::PackName => packs(dir),
     }
 }
 

@@ -19,6 +19,9 @@ const NOW: Time = Time {
 /// Seals until a load leaves an image.
 const SEALS: usize = 34;
 
+/// Sealed layers that are packed.
+const PACKED: usize = 8;
+
 /// A directory that is gone afterwards.
 pub struct Scratch {
     pub dir: PathBuf,
@@ -150,11 +153,14 @@ fn fill(store: &Arc<Store>) {
         .into_iter()
         .for_each(|timeline| timeline.sync_all().expect("sync"));
     sum(store);
+    for _ in 0..PACKED {
+        assert!(store.tend(Some(3), &mut |_| true).expect("packed"));
+    }
 }
 
 /// Has all sealed blocks get their checksums.
 pub fn sum(store: &Store) {
-    while store.tend(&mut |_| true).expect("summed") {}
+    while store.tend(None, &mut |_| true).expect("summed") {}
 }
 
 /// What only the log has when the store is killed.

@@ -193,6 +193,20 @@ impl Store {
     }
 }
 
+/// Walks a tree in every way that there is; fuzzed.
+#[cfg(fuzzing)]
+pub fn look_at(ns: &Namespace) {
+    tree::problems(ns, |_| false);
+    for (ino, inode) in ns.inodes() {
+        inode.attr(ino);
+        if let Ok(entries) = ns.entries(ino, 0, usize::MAX) {
+            entries
+                .iter()
+                .for_each(|entry| drop(ns.lookup(ino, &entry.name).is_ok()));
+        }
+    }
+}
+
 /// Checks a store that nobody has open, whether it can be opened or not.
 pub fn check_closed(dir: &Path, disk: &Disk, checks: Checks, progress: Progress) -> Result<Vec<Finding>> {
     let repair = checks.repair;

@@ -28,6 +28,8 @@ mod error;
 mod fields;
 mod file;
 mod file_table;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod layer;
 mod load;
 mod merge;

@@ -21,6 +21,8 @@ mod format;
 mod reader;
 mod writer;
 
+#[cfg(fuzzing)]
+pub use dump::dump;
 pub use dump::{FileDump, FrameDump, PackDump, dump_pack};
 pub use format::{FRAME_BLOCKS, FileEntry, Frame, VERSION};
 pub use reader::{Pack, Source};

@@ -207,27 +207,35 @@ fn inheriting(ns: &Namespace, ino: Ino, mut inode: Inode) -> Inode {
 }
 
 fn read(db: &Db, layer: LayerId, inodes: u8, names: u8, mut each: impl FnMut(Change)) -> Result<()> {
-    let prefix = |tag| key(layer, tag, Ino(0), OsStr::new(""))[..9].to_vec();
-    db.scan(NAMESPACE, &prefix(inodes), |key, value| {
-        let ino = ino_of(key)?;
-        each(match value {
-            [] => Change::DropInode(ino),
-            record => Change::SetInode(ino, decode(record).ok_or_else(|| damaged("inode", layer, ino))?),
-        });
-        Ok(())
-    })?;
-    db.scan(NAMESPACE, &prefix(names), |key, value| {
-        let parent = ino_of(key)?;
-        let name: Arc<OsStr> = Arc::from(OsStr::from_bytes(&key[17..]));
-        each(match value {
-            [] => Change::DropName(parent, name),
-            ino => {
-                let ino = ino.try_into().map_err(|_| damaged("name", layer, parent))?;
-                Change::SetName(parent, name, Ino(u64::from_le_bytes(ino)))
-            }
-        });
-        Ok(())
-    })
+    for tag in [inodes, names] {
+        let prefix = key(layer, tag, Ino(0), OsStr::new(""))[..9].to_vec();
+        db.scan(NAMESPACE, &prefix, |key, value| {
+            each(decode_change(layer, key, value)?);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The change that a record of an inode or of a name stands for.
+fn decode_change(layer: LayerId, key: &[u8], value: &[u8]) -> Result<Change> {
+    let ino = ino_of(key)?;
+    if [CHANGED_INODE, IMAGE_INODE].contains(&key[8]) {
+        return match value {
+            [] => Ok(Change::DropInode(ino)),
+            record => decode(record)
+                .map(|inode| Change::SetInode(ino, inode))
+                .ok_or_else(|| damaged("inode", layer, ino)),
+        };
+    }
+    let name: Arc<OsStr> = Arc::from(OsStr::from_bytes(&key[17..]));
+    match value {
+        [] => Ok(Change::DropName(ino, name)),
+        value => {
+            let named = value.try_into().map_err(|_| damaged("name", layer, ino))?;
+            Ok(Change::SetName(ino, name, Ino(u64::from_le_bytes(named))))
+        }
+    }
 }
 
 fn damaged(what: &str, layer: LayerId, ino: Ino) -> Error {
@@ -326,6 +334,24 @@ fn kind_of(code: u8) -> Option<Kind> {
     [Kind::File, Kind::Dir, Kind::Symlink, Kind::Fifo, Kind::Socket]
         .into_iter()
         .find(|kind| kind_code(*kind) == code)
+}
+
+/// Takes one record of any kind in, whatever it is; fuzzed.
+#[cfg(fuzzing)]
+pub fn take(ns: &mut Namespace, key: &[u8], value: &[u8]) {
+    match key.get(8) {
+        Some(&PART) => drop(Kept::decode(value).map(|kept| assert_eq!(kept.encode(), value))),
+        Some(&SUMS) => drop(Chunk::decode(value).map(|chunk| assert_eq!(chunk.encode(), value))),
+        Some(&(CHANGED_INODE | CHANGED_NAME | IMAGE_INODE | IMAGE_NAME)) => {
+            if let Ok(change) = decode_change(LayerId(1), key, value) {
+                if let Change::SetInode(_, inode) = &change {
+                    assert_eq!(decode(&encode(inode, true)).as_ref(), Some(inode));
+                }
+                ns.apply(change);
+            }
+        }
+        _ => {}
+    }
 }
 
 #[cfg(test)]

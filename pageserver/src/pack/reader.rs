@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::format::{FOOTER, FRAME_BLOCKS, FileEntry, Footer, Frame, HEADER, Record, decode_directory, header};
+use super::format::{FOOTER, FRAME_BLOCKS, FileEntry, Footer, Frame, HEADER, Record, decode_directory, header, is_sum};
 use crate::error::{Error, Result};
 use crate::sums::Chunk;
 use crate::types::{BLOCK, Ino};
@@ -62,7 +62,7 @@ impl<S: Source> Pack<S> {
         let footer = Footer::decode(&footer, size).map_err(|what| pack.damaged(what))?;
         let mut directory = vec![0; footer.len as usize];
         pack.read(&mut directory, footer.offset)?;
-        if crc32c::crc32c(&directory) != footer.sum {
+        if !is_sum(&directory, footer.sum) {
             return Err(pack.damaged("its directory is not what was written"));
         }
         let files = decode_directory(&directory, footer.offset);
@@ -107,7 +107,7 @@ impl<S: Source> Pack<S> {
         let mut bytes = vec![0; record.len.into()];
         self.read(&mut bytes, record.offset)?;
         let chunk = bytes.split_last_chunk::<4>().and_then(|(record, sum)| {
-            let is_whole = crc32c::crc32c(record) == u32::from_le_bytes(*sum);
+            let is_whole = is_sum(record, u32::from_le_bytes(*sum));
             Chunk::decode(record).filter(|chunk| is_whole && chunk.is_packed())
         });
         chunk.ok_or_else(|| {
@@ -133,7 +133,7 @@ impl<S: Source> Pack<S> {
         let mut packed = vec![0; frame.len as usize];
         self.read(&mut packed, frame.offset)?;
         let (packed, sum) = packed.split_last_chunk::<4>().ok_or_else(damaged)?;
-        if crc32c::crc32c(packed) != u32::from_le_bytes(*sum) {
+        if !is_sum(packed, u32::from_le_bytes(*sum)) {
             return Err(damaged());
         }
         match zstd::bulk::decompress_to_buffer(packed, &mut bytes) {

@@ -1,11 +1,11 @@
 //! Which part of a file answers for each of its blocks.
 //!
-//! One 16-bit slot a block (half a MiB per GiB of file): the index of a part, or [`HOLE`]. A slot is read and
+//! One 16-bit slot a block (half a MiB per GiB of file; what all maps take together is counted, so that files that are not used can be let go of): the index of a part, or [`HOLE`]. A slot is read and
 //! written without a lock that excludes others, since an overwrite only ever moves a block up to the head; growing
 //! and shrinking the map needs it alone.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 use crate::types::BLOCK;
 
@@ -15,22 +15,44 @@ pub const HOLE: u16 = u16::MAX;
 /// Parts that one file can have.
 pub const PARTS_MAX: usize = HOLE as usize;
 
+/// Slots of all maps of the process.
+static SLOTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Above so many slots, 256 MiB of them, files are let go of that nobody has used for a while.
+const SLOTS_MAX: usize = 128 << 20;
+
+/// Whether files that are not needed should be let go of.
+pub fn are_too_many() -> bool {
+    SLOTS.load(Ordering::Relaxed) > SLOTS_MAX
+}
+
 #[derive(Default)]
 pub struct BlockMap(Vec<AtomicU16>);
+
+impl Drop for BlockMap {
+    fn drop(&mut self) {
+        SLOTS.fetch_sub(self.0.len(), Ordering::Relaxed);
+    }
+}
 
 impl BlockMap {
     /// A map of a file of `size` bytes whose every block is `slot`'s.
     pub fn filled(size: u64, slot: u16) -> BlockMap {
         let mut map = BlockMap::default();
-        map.0
-            .resize_with(size.div_ceil(BLOCK) as usize, || AtomicU16::new(slot));
+        map.set_len(size, slot);
         map
     }
 
     /// Follows the file's size; new blocks are holes.
     pub fn resize(&mut self, size: u64) {
-        self.0
-            .resize_with(size.div_ceil(BLOCK) as usize, || AtomicU16::new(HOLE));
+        self.set_len(size, HOLE);
+    }
+
+    fn set_len(&mut self, size: u64, slot: u16) {
+        let (before, len) = (self.0.len(), size.div_ceil(BLOCK) as usize);
+        self.0.resize_with(len, || AtomicU16::new(slot));
+        SLOTS.fetch_add(len, Ordering::Relaxed);
+        SLOTS.fetch_sub(before, Ordering::Relaxed);
     }
 
     /// The slot of a block; past the end there is nothing but a hole.
@@ -46,6 +68,22 @@ impl BlockMap {
         let range = blocks.start.min(len) as usize..blocks.end.min(len) as usize;
         for entry in &self.0[range] {
             entry.store(slot, Ordering::Release);
+        }
+    }
+
+    /// Calls `each` with the slot of every block that is no hole.
+    pub fn each_slot(&self, mut each: impl FnMut(u16)) {
+        let slots = self.0.iter().map(|slot| slot.load(Ordering::Acquire));
+        slots.filter(|slot| *slot != HOLE).for_each(&mut each);
+    }
+
+    /// Gives each slot's blocks to the one that stands in its place.
+    pub fn renumber(&self, slots: &[u16]) {
+        for entry in &self.0 {
+            let slot = entry.load(Ordering::Acquire);
+            if slot != HOLE {
+                entry.store(slots[usize::from(slot)], Ordering::Release);
+            }
         }
     }
 

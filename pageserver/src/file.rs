@@ -159,6 +159,28 @@ impl Content {
         Ok(map)
     }
 
+    /// Drops parts that answer for no block, but for the oldest and the newest. What they hide of older ones the next one hides.
+    pub fn drop_unseen(&mut self) {
+        let Some(map) = &self.map else {
+            return;
+        };
+        let mut seen = vec![false; self.parts.len()];
+        map.each_slot(|slot| seen[usize::from(slot)] = true);
+        let last = self.parts.len() - 1;
+        let (mut slots, mut kept, mut floor) = (vec![HOLE; self.parts.len()], Vec::new(), u64::MAX);
+        for (nth, mut part) in std::mem::take(&mut self.parts).into_iter().enumerate() {
+            floor = floor.min(part.floor);
+            if seen[nth] || nth == 0 || nth == last || !part.backing.is_durable() {
+                part.floor = floor;
+                floor = u64::MAX;
+                slots[nth] = kept.len() as u16;
+                kept.push(part);
+            }
+        }
+        self.parts = kept;
+        map.renumber(&slots);
+    }
+
     /// The part that answers for a block, if any does.
     pub fn slot(&self, block: u64) -> u16 {
         match (&self.map, self.parts.is_empty()) {

@@ -31,12 +31,13 @@ pub struct LoadedHead {
 /// The namespace of a sealed layer. `None` stands for what lies below a root layer: nothing.
 pub fn sealed(shared: &Shared, catalog: &mut Catalog, layer: Option<LayerId>) -> Result<Namespace> {
     let mut pending = Vec::new();
-    let mut at = layer;
+    let (mut at, mut was_in_memory) = (layer, false);
     let mut ns = loop {
         let Some(id) = at else {
             break Namespace::default();
         };
         if let Some(ns) = shared.namespace(id) {
+            was_in_memory = true;
             break ns;
         }
         let record = catalog.layer(id)?;
@@ -50,8 +51,8 @@ pub fn sealed(shared: &Shared, catalog: &mut Catalog, layer: Option<LayerId>) ->
         replay(shared, catalog, *id, &mut ns)?;
         shared.keep_namespace(*id, ns.clone());
     }
-    let is_deep = pending.len() >= IMAGE_EVERY;
-    if let (Some(layer), true) = (layer, is_deep && !tells_of_the_past(shared, &ns)) {
+    // What is in memory may tell of bodies as they were before they were merged.
+    if let (Some(layer), true) = (layer, pending.len() >= IMAGE_EVERY && !was_in_memory) {
         match leave_image(shared, catalog, layer, &ns) {
             // It would only make the next load quicker.
             Err(error) if error.is_full() => tracing::warn!(%layer, %error, "no image is left behind"),
@@ -59,12 +60,6 @@ pub fn sealed(shared: &Shared, catalog: &mut Catalog, layer: Option<LayerId>) ->
         }
     }
     Ok(ns)
-}
-
-/// Whether a namespace that was in memory speaks of layers that have been merged since.
-fn tells_of_the_past(shared: &Shared, ns: &Namespace) -> bool {
-    let mut parts = ns.inodes().flat_map(|(_, inode)| inode.parts.iter());
-    parts.any(|part| shared.sealed.has_ended(part.layer))
 }
 
 fn leave_image(shared: &Shared, catalog: &mut Catalog, layer: LayerId, ns: &Namespace) -> Result<()> {

@@ -121,11 +121,6 @@ impl Sealed {
         self.state().now(layer)
     }
 
-    /// Whether a layer's number is that of a body that has ended.
-    pub fn has_ended(&self, layer: LayerId) -> bool {
-        self.state().ended.contains_key(&layer)
-    }
-
     /// Whether any body has ended since the store was opened.
     pub fn has_merged(&self) -> bool {
         !self.state().ended.is_empty()

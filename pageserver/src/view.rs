@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nix::errno::Errno;
 
+use crate::block_map;
 use crate::disk::Disk;
 use crate::error::FsResult;
 use crate::file::File;
@@ -156,7 +157,7 @@ impl View {
         if let Some(file) = self.files.get(ino) {
             return Ok(file);
         }
-        if self.disk.has_too_many_open() {
+        if self.disk.has_too_many_open() || block_map::are_too_many() {
             self.files.evict();
         }
         self.files.get_or_load(ino, || {

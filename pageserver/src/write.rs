@@ -16,6 +16,9 @@ use crate::file::{Content, Part};
 use crate::layer::{Backing, Layer};
 use crate::types::{BLOCK, Ino, LayerId, Seek};
 
+/// Parts of a file before it is looked which of them nobody sees any more.
+const UNSEEN_EVERY: usize = 64;
+
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// The file being changed and the head that takes the change.
@@ -166,6 +169,9 @@ impl Content {
     fn begin(&mut self, target: Target, size: u64) -> io::Result<()> {
         if self.head(target.layer.id).is_some() {
             return Ok(());
+        }
+        if self.parts.len().is_multiple_of(UNSEEN_EVERY) {
+            self.drop_unseen();
         }
         if self.parts.len() >= PARTS_MAX {
             return Err(io::Error::other("the file has blocks in too many layers"));

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
+import layers
 from machine import Meter, bytes_on_disk, resident_bytes
 from postgres import Cluster
 from report import progress
@@ -138,6 +139,8 @@ CLAIMS = {
     "at-10GiB": (ten_gib, snapshots_and_views),
     "with-many-files": (many_files, snapshots_and_views),
     "scan-of-a-view": (scanned_table, lambda claim, side, _size: scan_costs(claim, side)),
+    "history": (one_gib, lambda claim, side, size: layers.history_costs(claim, side, size, Answer)),
+    "packed": (one_gib, lambda claim, side, _size: layers.packed_costs(claim, side, Answer)),
 }
 
 

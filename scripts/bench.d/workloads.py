@@ -25,14 +25,15 @@ class Size:
     snapshots: int  # how many snapshots a latency is taken from
     claim_scale: dict  # pgbench scale of each claim about sizes
     files: int
+    history_seconds: int  # with a snapshot in each of them
 
     @staticmethod
     def full():
-        return Size(100, 20, 5, 4_000_000, 200, {"1GiB": 70, "10GiB": 700, "files": 10}, 100_000)
+        return Size(100, 20, 5, 4_000_000, 200, {"1GiB": 70, "10GiB": 700, "files": 10}, 100_000, 600)
 
     @staticmethod
     def quick():
-        return Size(25, 5, 1, 1_000_000, 100, {"1GiB": 7, "10GiB": 70, "files": 10}, 10_000)
+        return Size(25, 5, 1, 1_000_000, 100, {"1GiB": 7, "10GiB": 70, "files": 10}, 10_000, 60)
 
 
 @dataclass

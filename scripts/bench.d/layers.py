@@ -1,0 +1,232 @@
+"""What sealed layers cost in the long run: a history of many snapshots that is pruned, and layers that are packed."""
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from machine import AS_ROOT, Failed, Meter, bytes_on_disk, drop_caches, run
+from report import progress
+from sides import Zenith
+
+MIB = 1 << 20
+BLOCK = 4096
+PAGE = 8192
+PROBES = 5  # measurements of a speed, of which the median counts
+RANDOM_READS = 3000
+KEPT = "last:10"
+
+
+class Speeds:
+    """How fast a cluster is: transactions a second of TPC-B and of selects, in turns."""
+
+    def __init__(self, side, size):
+        found = {"TPC-B": [], "select-only": []}
+        for _ in range(PROBES):
+            side.cluster.sql("CHECKPOINT")
+            found["TPC-B"].append(side.cluster.pgbench(8, size.seconds // 2)[1])
+            found["select-only"].append(side.cluster.pgbench(8, size.seconds // 2, "-n", "-S")[1])
+        self.of = {name: statistics.median(rates) for name, rates in found.items()}
+
+
+def storage(side, name="local"):
+    storages = json.loads(side.zenith("storage", "list", "--json"))
+    return next(storage for storage in storages if storage["name"] == name)
+
+
+def wait_for_upkeep(side, name="local"):
+    """Until the storage has nothing to do any more: nothing waits, and its size has stopped to change."""
+    sizes = []
+    while len(sizes) < 3 or len(set(sizes[-3:])) > 1:
+        time.sleep(3)
+        found = storage(side, name)
+        sizes.append((found["used"], found["unsummed"], found["unpacked"]))
+        if found["unsummed"] or found["unpacked"]:
+            sizes.clear()
+
+
+def write_with_snapshots(side, seconds):
+    """Eight clients write, and every second a snapshot is taken; returns their names."""
+    tags, deadline = [], time.monotonic() + seconds
+    with ThreadPoolExecutor() as pool:
+        load = pool.submit(side.cluster.pgbench, 8, seconds)
+        while not load.done() and time.monotonic() < deadline:
+            tags.append(f"second-{len(tags):04}")
+            side.snapshot(tags[-1])
+            time.sleep(max(0, 1 - (seconds - (deadline - time.monotonic())) % 1))
+        load.result()
+    return tags
+
+
+def copy_changes(old, new, to):
+    """Makes `to`, which is as `old`, as `new`: writes only the blocks that differ."""
+    for directory, subdirectories, files in os.walk(new):
+        relative = os.path.relpath(directory, new)
+        target = to / relative
+        target.mkdir(exist_ok=True)
+        for name in set(os.listdir(target)) - set(subdirectories) - set(files) - {".zenith"}:
+            run("rm", "-r", target / name)
+        for name in files:
+            before = old / relative / name if old else None
+            copy_file(before, os.path.join(directory, name), target / name)
+
+
+def copy_file(old, new, to):
+    with open(new, "rb") as source, open(to, "r+b" if to.exists() else "w+b") as target:
+        then = open(old, "rb") if old and old.exists() else None
+        offset = 0
+        while block := source.read(MIB):
+            known = then.read(MIB) if then else b""
+            if block != known:
+                for at in range(0, len(block), BLOCK):
+                    if block[at:at + BLOCK] != known[at:at + BLOCK]:
+                        target.seek(offset + at)
+                        target.write(block[at:at + BLOCK])
+            offset += len(block)
+        target.truncate(offset)
+        if then:
+            then.close()
+
+
+def fresh_copy(side, tags):
+    """Bytes of a new store with the same snapshots and nothing else, and of the one that is measured."""
+    new = Zenith(side.options, f"{side.home.name}-fresh")
+    views = []
+    for tag in tags:
+        view = side.home / f"view-{tag}"
+        side.mount(f"main@{tag}", view)
+        copy_changes(views[-1] if views else None, view, new.home / "data")
+        new.snapshot(tag)
+        views.append(view)
+    wait_for_upkeep(new)
+    used = storage(new)["used"], storage(side)["used"]
+    for view in views:
+        side.zenith("umount", view)
+    new.close()
+    return used
+
+
+def history_costs(claim, side, size, answer):
+    with side.cluster.running():
+        before = Speeds(side, size)
+        tags = write_with_snapshots(side, size.history_seconds)
+        progress(f"{claim}: {len(tags)} snapshots")
+        wait_for_upkeep(side)
+        after = Speeds(side, size)
+        side.zenith("snapshot", "schedule", "main", "--every", "1d", "--keep", KEPT)
+        for tag in tags[:-10]:
+            side.drop_snapshot(tag)
+        wait_for_upkeep(side)
+        pruned = Speeds(side, size)
+        side.cluster.sql("CHECKPOINT")
+        side.snapshot("end")
+    wait_for_upkeep(side)
+    fresh, used = fresh_copy(side, [*tags[-10:], "end"])
+    answers = []
+    for when, speeds in ((f"after {len(tags)} snapshots", after), ("after pruning", pruned)):
+        for name, rate in speeds.of.items():
+            answers.append(answer(claim, f"{name} {when}, less than before", 100 * (1 - rate / before.of[name]), 5, "%"))
+    answers.append(answer(claim, f"{used / MIB:.0f} MiB held after pruning, more than a fresh copy", 100 * (used / fresh - 1), 5, "%"))
+    return answers
+
+
+class Packed:
+    """A data directory in a compressed storage, and the same bytes elsewhere."""
+
+    def __init__(self, side):
+        self.home = side.home
+        # A storage is a store, so it can have a branch before it is attached.
+        for command in (["init", "--empty"], ["branch", "--empty", "base"], ["stop"]):
+            run(side.options.zenith, "--store", self.home / "packed", *command)
+        side.zenith("storage", "attach", "-t", "native", "-c", f"path={self.home}/packed", "-c", "compression=zstd", "-n", "packed")
+        self.files = self.home / "base"
+        side.mount("base", self.files)
+        run("cp", "-a", f"{self.home}/data/.", self.files)
+        side.zenith("snapshot", "create", "base@cold")
+        wait_for_upkeep(side, "packed")
+        side.zenith("umount", self.files)
+        side.zenith("mount", "base@cold", self.files)
+
+    def bytes(self):
+        return bytes_on_disk(self.home / "packed/packs") + bytes_on_disk(self.home / "packed/layers")
+
+
+def raw_bytes(directory):
+    return sum(os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(directory) for name in names)
+
+
+def zstd_bytes(directory):
+    """All files one after the other, in frames of 128 KiB."""
+    command = "find . -type f -print0 | sort -z | xargs -0 cat | split -b 131072 --filter='zstd -3 -q -c' | wc -c"
+    return int(subprocess.run(["bash", "-c", command], cwd=directory, check=True, capture_output=True, text=True).stdout)
+
+
+def on_btrfs(home, source):
+    """The directory on a btrfs that compresses, and the bytes that it takes there."""
+    image, top = home / "image", home / "btrfs"
+    run("truncate", "-s", "40G", image)
+    run("mkfs.btrfs", "-q", image)
+    top.mkdir()
+    run(*AS_ROOT, "mount", "-o", "loop,compress=zstd:3", image, top)
+    before = used(top)
+    run("cp", "-a", f"{source}/.", top)
+    return top, used(top) - before
+
+
+def used(top):
+    run("sync", "-f", top)
+    time.sleep(1)
+    space = os.statvfs(top)
+    return (space.f_blocks - space.f_bfree) * space.f_frsize
+
+
+def scan(directory):
+    """MiB a second of reading all files, one after the other, that nothing has in memory."""
+    drop_caches()
+    done = 0
+    with Meter(None) as meter:
+        for where, _, names in os.walk(directory):
+            for name in names:
+                with open(os.path.join(where, name), "rb", buffering=0) as file:
+                    while block := file.read(MIB):
+                        done += len(block)
+    return done / MIB / meter.seconds
+
+
+def pages(directory):
+    """Microseconds of reading a page at a random place of the largest file, that nothing has in memory."""
+    largest = max((os.path.join(where, name) for where, _, names in os.walk(directory) for name in names), key=os.path.getsize)
+    count = os.path.getsize(largest) // PAGE
+    chosen = random.Random(1).choices(range(count), k=RANDOM_READS)
+    drop_caches()
+    file = os.open(largest, os.O_RDONLY)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+    with Meter(None) as meter:
+        for page in chosen:
+            if len(os.pread(file, PAGE, page * PAGE)) != PAGE:
+                raise Failed(f"{largest}: a short read")
+    os.close(file)
+    return meter.seconds / RANDOM_READS * 1e6
+
+
+def packed_costs(claim, side, answer):
+    packed = Packed(side)
+    plain = side.home / "plain"
+    run("cp", "-a", f"{packed.files}/.", plain)
+    btrfs, btrfs_bytes = on_btrfs(side.home, plain)
+    sizes = {"plain": raw_bytes(plain), "zstd": zstd_bytes(plain), "btrfs zstd:3": btrfs_bytes, "packed": packed.bytes()}
+    answers = [answer(claim, f"{name}: bytes", size / MIB, None, "MiB") for name, size in sizes.items()]
+    answers.append(answer(claim, "packed, more than zstd -3 in frames of 128 KiB", 100 * (sizes["packed"] / sizes["zstd"] - 1), 5, "%"))
+    places = {"plain": plain, "btrfs zstd:3": btrfs, "packed": packed.files}
+    for what, measure, unit in (("cold scan", scan, "MiB/s"), ("cold page at random", pages, "us")):
+        found = {name: [] for name in places}
+        for _ in range(PROBES):
+            for name, place in places.items():
+                found[name].append(measure(place))
+        answers += [answer(claim, f"{name}: {what}", statistics.median(values), None, unit) for name, values in found.items()]
+    side.zenith("umount", packed.files)
+    run(*AS_ROOT, "umount", btrfs)
+    return answers

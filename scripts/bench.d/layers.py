@@ -138,10 +138,8 @@ class Packed:
 
     def __init__(self, side):
         self.home = side.home
-        # A storage is a store, so it can have a branch before it is attached.
-        for command in (["init", "--empty"], ["branch", "--empty", "base"], ["stop"]):
-            run(side.options.zenith, "--store", self.home / "packed", *command)
-        side.zenith("storage", "attach", "-t", "native", "-c", f"path={self.home}/packed", "-c", "compression=zstd", "-n", "packed")
+        side.zenith("storage", "attach", "-c", f"path={self.home}/packed", "-c", "compression=zstd", "-n", "packed")
+        side.zenith("branch", "base", "--empty", "--storage", "packed")
         self.files = self.home / "base"
         side.mount("base", self.files)
         run("cp", "-a", f"{self.home}/data/.", self.files)

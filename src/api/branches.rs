@@ -38,6 +38,10 @@ pub struct NewBranch {
     #[schema(value_type = schema::Name)]
     pub name: BranchName,
     pub start: Start,
+    /// Where an empty one goes; `local` unless told. A fork lies where its source does.
+    #[serde(default)]
+    #[schema(value_type = Option<schema::Name>)]
+    pub storage: Option<StorageName>,
 }
 
 /// What a new branch begins with.

@@ -2,6 +2,7 @@ use pageserver::BranchName;
 
 use super::{Context, Destruction};
 use crate::api::branches::{NewBranch, Start};
+use crate::api::storages::StorageName;
 use crate::error::{Error, Result};
 use crate::name::ViewName;
 
@@ -18,6 +19,7 @@ const DEFAULT_START: &str = "main";
   zenith branch test                            # fork main
   zenith branch test shop@before                # fork a snapshot
   zenith branch fresh --empty
+  zenith branch fresh --empty --storage fast
   zenith branch -d test")]
 pub struct Branch {
     /// The branch to make or delete
@@ -28,6 +30,9 @@ pub struct Branch {
     /// Start with an empty directory instead
     #[arg(long, requires = "name", conflicts_with_all = ["start", "delete"])]
     empty: bool,
+    /// Put an empty branch into this storage [default: local]
+    #[arg(short, long, requires = "empty")]
+    storage: Option<StorageName>,
     /// Delete the branch and its snapshots
     #[arg(short, long, requires = "name", conflicts_with = "start")]
     delete: bool,
@@ -52,8 +57,12 @@ impl Branch {
             true => Start::Empty,
             false => Start::View(self.start.clone()),
         };
-        let name = name.clone();
-        context.outcome(&context.client()?.create_branch(&NewBranch { name, start })?)
+        let new = NewBranch {
+            name: name.clone(),
+            start,
+            storage: self.storage.clone(),
+        };
+        context.outcome(&context.client()?.create_branch(&new)?)
     }
 
     fn delete(&self, name: &BranchName, context: &Context) -> Result<()> {

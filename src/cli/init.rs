@@ -121,7 +121,11 @@ fn make_store(dir: &Path) -> Result<Option<String>> {
 fn put_cluster(dir: &Path, cluster: NewCluster, context: &Context) -> Result<Branch> {
     let name: BranchName = BRANCH.parse()?;
     let start = Start::Cluster(cluster);
-    context.client_of(dir)?.create_branch(&NewBranch { name, start })
+    context.client_of(dir)?.create_branch(&NewBranch {
+        name,
+        start,
+        storage: None,
+    })
 }
 
 /// Takes away the store that this command has just made. A service that died over it is started once more, to take

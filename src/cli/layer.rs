@@ -4,7 +4,7 @@ use clap::Subcommand;
 use pageserver::dump_pack;
 
 use super::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::output::Dumped;
 
 /// Look into the packs of compressed storages
@@ -41,7 +41,16 @@ struct Dump {
 impl Layer {
     pub fn run(self, context: &Context) -> Result<()> {
         let Verb::Dump(Dump { path, frames }) = self.verb;
-        let pack = dump_pack(&path)?;
+        let pack = dump_pack(&path).map_err(unreadable)?;
         context.print(&Dumped { pack, frames })
     }
+}
+
+/// It may be anything that somebody has named.
+fn unreadable(error: pageserver::Error) -> Error {
+    let what = match error {
+        pageserver::Error::Damaged { what } => what,
+        other => other.to_string(),
+    };
+    Error::failure(what).hint("packs are the files in the directory packs of a compressed storage; `zenith check` tells what a damaged one is part of")
 }

@@ -13,6 +13,11 @@ use crate::error::{Error, Result};
 use crate::postgres::Owner;
 use crate::time::{now, timestamp};
 
+/// Where no user for Postgres is found, a directory is the service's own.
+fn owner_of_new() -> Owner {
+    Owner::of_new(None).unwrap_or_else(|_| Owner::own())
+}
+
 impl Service {
     pub fn branches(&self) -> Vec<Branch> {
         let stores = self.storages.stores();
@@ -43,8 +48,15 @@ impl Service {
 
     pub fn create_branch(self: &Arc<Self>, new: &NewBranch) -> Result<Branch> {
         let _inside = self.gate.enter()?;
+        if new.storage.is_some() && !matches!(new.start, api::Start::Empty) {
+            return Err(Error::usage("only an empty branch can be put into a storage")
+                .hint("a fork lies where its source does, and shares its blocks"));
+        }
         self.locks.with(&new.name, || match &new.start {
-            api::Start::Empty => self.add_branch(&new.name, &Start::Empty),
+            api::Start::Empty => {
+                let storage = new.storage.clone().unwrap_or_else(StorageName::local);
+                self.add_branch_to(&storage, &new.name, &Start::Empty, Bond::Tied, owner_of_new())
+            }
             api::Start::View(view) => self.add_branch(&new.name, &view.clone().start()),
             api::Start::Cluster(cluster) => self.make_cluster(&new.name, cluster),
         })?;
@@ -57,9 +69,7 @@ impl Service {
             Start::Branch(from) => self.storages.of(from)?.0,
             Start::Snapshot(from) => self.storages.of(&from.branch)?.0,
         };
-        // Where no user for Postgres is found, the directory is the service's own.
-        let owner = Owner::of_new(None).unwrap_or_else(|_| Owner::own());
-        self.add_branch_to(&storage, name, start, Bond::Tied, owner)
+        self.add_branch_to(&storage, name, start, Bond::Tied, owner_of_new())
     }
 
     /// Names are the same in all storages, so none may have it.

@@ -5,6 +5,7 @@ mod check;
 mod command_line;
 mod commands;
 mod manager;
+mod packs;
 #[path = "../support/service.rs"]
 mod processes;
 mod rest;

@@ -37,7 +37,7 @@ use crate::namespace::{Change, Namespace, codec};
 use crate::parts::{self, Kept, Pace};
 use crate::sealed::Form;
 use crate::store::Store;
-use crate::sums::{CHUNK_BLOCKS, Chunk};
+use crate::sums::{CHUNK, CHUNK_BLOCKS, Chunk};
 use crate::types::{BLOCK, Ino, LayerId};
 
 /// Two layers that can be one.
@@ -203,7 +203,7 @@ impl Store {
             if let Some(alone) = self.layers_alone() {
                 return Some(alone);
             }
-            if !pace(BLOCK) {
+            if !pace(CHUNK) {
                 return None;
             }
             std::thread::yield_now();

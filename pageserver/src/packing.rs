@@ -134,10 +134,11 @@ impl<'a> NewPack<'a> {
         let id = {
             let mut catalog = store.catalog();
             let id = PackId(catalog.next_number());
-            // A pack whose number the database never gave would be taken for one that it has forgotten.
             catalog.commit(&shared.db, WriteBatch::default(), Vec::new())?;
             id
         };
+        // A pack whose number the database never gave would be taken for one that it has forgotten.
+        store.sync_db()?;
         let half_made = packs.path(id).with_extension(&HALF_MADE[1..]);
         let failed = || Error::io(format!("make {}", half_made.display()));
         let file = shared.disk.create(&half_made).map_err(failed())?;

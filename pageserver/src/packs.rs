@@ -106,6 +106,14 @@ impl Packs {
         let pack = Pack::open(PackFile::new(self.disk.clone(), file), format!("the pack {id}"))?;
         let pack = Arc::new(pack);
         self.opened().keep(id, pack.clone());
+        // One that was removed meanwhile would keep its space for as long as it is open.
+        if !self
+            .disk
+            .exists(&path)
+            .map_err(Error::io(format!("look at {}", path.display())))?
+        {
+            self.opened().packs.remove(&id);
+        }
         Ok(pack)
     }
 

@@ -247,7 +247,7 @@ impl Drop for Over<'_> {
 fn nothing_changes_under_who_reads_and_writes() {
     let scratch = Scratch::new("busy-merge");
     let world = World {
-        store: Store::open(&scratch.dir, Disk::new().with_open_files_max(200)).expect("opens"),
+        store: scratch.open(Disk::new().with_open_files_max(200)),
         branches: Mutex::default(),
         snapshots: Mutex::default(),
         is_over: AtomicBool::new(false),

@@ -70,7 +70,7 @@ fn compare(store: &Arc<Store>, timeline: &Timeline, ino: Ino, models: &[Vec<u8>]
 #[test]
 fn hundreds_of_layers_read_as_they_were() {
     let scratch = Scratch::new("many-layers");
-    let mut store = scratch.open();
+    let mut store = scratch.open(Disk::new());
     let main: BranchName = "main".parse().expect("a name");
     store
         .create_branch(&main, &Start::Empty, (0, 0), NOW)
@@ -97,7 +97,7 @@ fn hundreds_of_layers_read_as_they_were() {
     }
     compare(&store, &timeline, ino, &models);
     drop((timeline, store));
-    store = scratch.open();
+    store = scratch.open(Disk::new());
     timeline = store.timeline(&main).expect("loads");
     compare(&store, &timeline, ino, &models);
     let findings = store.check(Checks::default(), &mut |_| {}).expect("checked");

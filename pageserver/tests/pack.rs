@@ -22,7 +22,7 @@ fn golden(name: &str) -> PathBuf {
 /// A layer with a file that was cut, one of zeros, one with holes, and one of several chunks; packed.
 fn pack() -> PathBuf {
     let scratch = Scratch::new("pack");
-    let store = scratch.open();
+    let store = scratch.open(Disk::new());
     let main: BranchName = "main".parse().expect("a name");
     store
         .create_branch(&main, &Start::Empty, (0, 0), NOW)

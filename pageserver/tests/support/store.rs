@@ -20,8 +20,8 @@ impl Scratch {
         Scratch { dir }
     }
 
-    pub fn open(&self) -> Arc<Store> {
-        Store::open(&self.dir, Disk::new()).expect("opens")
+    pub fn open(&self, disk: Disk) -> Arc<Store> {
+        Store::open(&self.dir, disk).expect("opens")
     }
 }
 

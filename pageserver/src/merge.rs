@@ -365,9 +365,10 @@ impl Merger<'_> {
             Records::Drop => codec::delete_part(db, batch, pair.stays, ino),
             Records::Move(kept) => {
                 codec::put_part(db, batch, pair.stays, ino, &kept.encode());
-                let ends = Body { id: pair.ends, form };
-                for (number, chunk) in self.chunks(ends, ino)?.iter().filter(|_| is_plain) {
-                    codec::put_sums(db, batch, pair.stays, ino, *number, chunk);
+                if is_plain {
+                    for (number, chunk) in self.store.shared.sealed.chunks(pair.ends, ino)? {
+                        codec::put_sums(db, batch, pair.stays, ino, number, &chunk);
+                    }
                 }
             }
             Records::Mix(kept, limit) => {

@@ -5,15 +5,17 @@
 
 #[path = "support/random.rs"]
 mod random;
+#[path = "support/store.rs"]
+mod store;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pageserver::*;
 use random::Random;
+use store::Scratch;
 
 const FILES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 
@@ -26,7 +28,6 @@ const DESTROYED: u64 = 150;
 type Seen = BTreeMap<String, (Attr, Vec<u8>)>;
 
 struct World {
-    dir: PathBuf,
     store: Option<Arc<Store>>,
     random: Random,
     clock: i64,
@@ -38,15 +39,8 @@ struct World {
     destroyed: u64,
     /// Layers are packed, too.
     packs: bool,
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        self.branches.clear();
-        self.open.clear();
-        self.store = None;
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
+    /// Goes last.
+    scratch: Scratch,
 }
 
 fn number(variable: &str, otherwise: u64) -> u64 {
@@ -67,12 +61,9 @@ fn seen(view: &View) -> Seen {
 impl World {
     fn new(name: &str) -> World {
         let seed = number("ZENITH_SEED", 1);
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("merge-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        Store::create(&dir, Disk::new()).expect("a store");
         let mut world = World {
+            scratch: Scratch::new(&format!("merge-{name}")),
             store: None,
-            dir,
             random: Random::new(seed),
             clock: 1_700_000_000,
             branches: BTreeMap::new(),
@@ -103,7 +94,7 @@ impl World {
         let names: Vec<BranchName> = std::mem::take(&mut self.branches).into_keys().collect();
         self.open.clear();
         self.store = None;
-        self.store = Some(Store::open(&self.dir, Disk::new().with_open_files_max(40)).expect("opens"));
+        self.store = Some(self.scratch.open(Disk::new().with_open_files_max(40)));
         for name in names {
             let timeline = self.store().timeline(&name).expect("loads");
             self.branches.insert(name, timeline);
@@ -131,24 +122,13 @@ impl World {
     fn change(&mut self) {
         let (_, timeline) = self.a_branch();
         for _ in 0..1 + self.random.below(12) {
-            let name = OsStr::new(*self.random.pick(&FILES).expect("a name"));
+            let name = *self.random.pick(&FILES).expect("a name");
             let now = self.now();
-            let ino = match timeline.view().lookup(Ino::ROOT, name) {
-                Ok(attr) => attr.ino,
-                Err(_) => {
-                    let node = NewNode {
-                        kind: NewKind::File,
-                        mode: 0o600,
-                        uid: 1,
-                        gid: 1,
-                    };
-                    timeline.create(Ino::ROOT, name, node, now).expect("made").ino
-                }
-            };
+            let ino = store::file(&timeline, name, now);
             let offset = self.random.below(LENGTH);
             match self.random.below(20) {
                 0 => {
-                    timeline.unlink(Ino::ROOT, name, now).expect("unlinked");
+                    timeline.unlink(Ino::ROOT, OsStr::new(name), now).expect("unlinked");
                     timeline.forget(ino);
                 }
                 1..=3 => {
@@ -272,7 +252,7 @@ fn same(now: &Seen, then: &Seen, what: &str) {
 #[test]
 fn no_view_changes_when_others_go() {
     let mut world = World::new("views");
-    live(&mut world);
+    live(&mut world, number("ZENITH_MERGES", DESTROYED));
     let upkeep = |store: &Store| while store.tend(None, &mut |_| true).expect("upkeep") {};
     upkeep(&world.store());
     while let Some(name) = world.a_snapshot() {
@@ -299,7 +279,7 @@ fn no_view_changes_when_others_go() {
 fn no_view_changes_when_layers_are_packed() {
     let mut world = World::new("packs");
     world.packs = true;
-    live(&mut world);
+    live(&mut world, number("ZENITH_MERGES", DESTROYED) / 2);
     while world.store().tend(Some(1), &mut |_| true).expect("upkeep") {}
     assert_eq!(world.store().unpacked(), 0);
     world.compare();
@@ -309,8 +289,7 @@ fn no_view_changes_when_layers_are_packed() {
 }
 
 /// Branches are written and forked, snapshots come and go, until enough have gone.
-fn live(world: &mut World) {
-    let wanted = number("ZENITH_MERGES", DESTROYED);
+fn live(world: &mut World, wanted: u64) {
     let mut heads: BTreeMap<BranchName, Seen> = BTreeMap::new();
     while world.destroyed < wanted {
         match world.random.below(100) {
@@ -344,16 +323,8 @@ fn live(world: &mut World) {
 fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
     let mut world = World::new("damage");
     let (branch, timeline) = world.a_branch();
-    let node = NewNode {
-        kind: NewKind::File,
-        mode: 0o600,
-        uid: 1,
-        gid: 1,
-    };
-    let file = timeline
-        .create(Ino::ROOT, OsStr::new("file"), node, world.now())
-        .expect("made")
-        .ino;
+    let now = world.now();
+    let file = store::file(&timeline, "file", now);
     for (tag, blocks) in [("one", 400), ("two", 300), ("three", 1)] {
         let now = world.now();
         world.write(&timeline, file, 0, blocks * 4096, now);
@@ -378,7 +349,9 @@ fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
     };
     upkeep(&world);
     let flip = |world: &World| {
-        let layers = std::fs::read_dir(world.dir.join("layers")).expect("layers").flatten();
+        let layers = std::fs::read_dir(world.scratch.dir.join("layers"))
+            .expect("layers")
+            .flatten();
         let first = layers
             .map(|layer| layer.path())
             .min()

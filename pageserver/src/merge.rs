@@ -344,16 +344,22 @@ impl Merger<'_> {
         store.shared.sealed.merge(pair.ends, pair.stays, form, commit)?;
         drop(catalog);
         store.at("merge: committed");
+        // What the database may come back with must find its blocks.
+        store.sync_db()?;
+        tracing::info!(older = %pair.older, newer = %pair.newer, body = %pair.stays, "layers merged");
+        Ok(true)
+    }
+
+    /// To be called when what nobody needs any more is gone: what both hold is another figure now, for views too.
+    fn finish(&self) {
+        let (store, pair) = (self.store, self.pair);
         for id in [pair.older, pair.newer] {
             store.sealed_bytes().remove(&id);
             store
                 .hidden_bytes_known()
                 .retain(|(older, newer), _| ![older, newer].contains(&&id));
         }
-        // What the database may come back with must find its blocks.
-        store.sync_db()?;
-        tracing::info!(older = %pair.older, newer = %pair.newer, body = %pair.stays, "layers merged");
-        Ok(true)
+        store.renew(&[pair.stays, pair.ends]);
     }
 
     /// Adds what the layer is to have of a file to a batch; a pack has its checksums.

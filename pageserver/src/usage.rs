@@ -83,12 +83,18 @@ impl Store {
             .sum()
     }
 
-    /// A layer that is gone meanwhile holds nothing.
+    /// A layer that is gone meanwhile holds nothing. What was just sealed may lose files that were gone by then, and what is being merged
+    /// changes until that has ended; so neither is kept.
     pub(crate) fn layer_bytes(&self, id: LayerId, is_sealed: bool) -> Result<u64> {
         if let Some(bytes) = self.sealed_bytes().get(&id).filter(|_| is_sealed) {
             return Ok(*bytes);
         }
-        let record = self.catalog().layer(id).ok().cloned();
+        let (record, is_final) = {
+            let catalog = self.catalog();
+            let record = catalog.layer(id).ok().cloned();
+            let is_final = record.as_ref().is_some_and(|record| record.has_sums) && !catalog.is_merging(id);
+            (record, is_final)
+        };
         let pack = record.as_ref().and_then(|record| record.pack);
         let body = record.and_then(|record| record.body).unwrap_or(id);
         let bytes = match pack {
@@ -99,7 +105,7 @@ impl Store {
                 bytes.map_err(Error::io(format!("look at {}", path.display())))?
             }
         };
-        if is_sealed {
+        if is_sealed && is_final {
             self.sealed_bytes().insert(id, bytes);
         }
         Ok(bytes)

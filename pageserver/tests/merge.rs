@@ -11,7 +11,8 @@ mod store;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, Weak};
 
 use pageserver::*;
 use random::Random;
@@ -27,7 +28,25 @@ const DESTROYED: u64 = 150;
 /// What a view shows: of each file its attributes and its bytes.
 type Seen = BTreeMap<String, (Attr, Vec<u8>)>;
 
+/// Asks for the store's size in the middle of merges, when it is about to change.
+#[derive(Default)]
+struct Asks(Mutex<Weak<Store>>);
+
+impl Hook for Asks {
+    fn before(&self, _call: Call) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn at(&self, point: &'static str) {
+        let store = self.0.lock().expect("no panic").upgrade();
+        if let (Some(store), "merge: committed" | "merge: about to remove") = (store, point) {
+            store.bytes().expect("told");
+        }
+    }
+}
+
 struct World {
+    asks: Arc<Asks>,
     store: Option<Arc<Store>>,
     random: Random,
     clock: i64,
@@ -63,6 +82,7 @@ impl World {
         let seed = number("ZENITH_SEED", 1);
         let mut world = World {
             scratch: Scratch::new(&format!("merge-{name}")),
+            asks: Arc::default(),
             store: None,
             random: Random::new(seed),
             clock: 1_700_000_000,
@@ -94,7 +114,10 @@ impl World {
         let names: Vec<BranchName> = std::mem::take(&mut self.branches).into_keys().collect();
         self.open.clear();
         self.store = None;
-        self.store = Some(self.scratch.open(Disk::new().with_open_files_max(40)));
+        let disk = Disk::new().with_open_files_max(40).with_hook(self.asks.clone());
+        let store = self.scratch.open(disk);
+        *self.asks.0.lock().expect("no panic") = Arc::downgrade(&store);
+        self.store = Some(store);
         for name in names {
             let timeline = self.store().timeline(&name).expect("loads");
             self.branches.insert(name, timeline);
@@ -221,6 +244,30 @@ impl World {
         }
     }
 
+    /// What the store tells of its size is what is on the disk.
+    fn size(&self) {
+        let bytes = |dir: &str| {
+            let entries = std::fs::read_dir(self.scratch.dir.join(dir))
+                .into_iter()
+                .flatten()
+                .flatten();
+            let blocks = |path: &std::path::Path| path.metadata().expect("stat").blocks() * 512;
+            let files = entries.map(|entry| match entry.path() {
+                dir if dir.is_dir() => dir
+                    .read_dir()
+                    .expect("listed")
+                    .flatten()
+                    .map(|file| blocks(&file.path()))
+                    .sum(),
+                file => blocks(&file),
+            });
+            files.sum::<u64>()
+        };
+        let (told, found) = (self.store().bytes().expect("told"), bytes("layers") + bytes("packs"));
+        // The disk may still be finding places for what a head has.
+        assert!(told.abs_diff(found) <= 64 << 10, "{told} bytes instead of {found}");
+    }
+
     /// Nothing worse than that is found.
     fn check(&self, worst: Severity) {
         self.store().tidy();
@@ -255,6 +302,7 @@ fn no_view_changes_when_others_go() {
     live(&mut world, number("ZENITH_MERGES", DESTROYED));
     let upkeep = |store: &Store| while store.tend(None, &mut |_| true).expect("upkeep") {};
     upkeep(&world.store());
+    world.size();
     while let Some(name) = world.a_snapshot() {
         let store = world.store();
         let (before, told) = (
@@ -282,6 +330,7 @@ fn no_view_changes_when_layers_are_packed() {
     live(&mut world, number("ZENITH_MERGES", DESTROYED) / 2);
     while world.store().tend(Some(1), &mut |_| true).expect("upkeep") {}
     assert_eq!(world.store().unpacked(), 0);
+    world.size();
     world.compare();
     world.reopen();
     world.compare();
@@ -307,6 +356,7 @@ fn live(world: &mut World, wanted: u64) {
                     same(&seen(timeline.view()), &heads[name], &format!("the head of {name}"));
                 }
                 world.compare();
+                world.size();
                 world.check(Severity::Leftover);
             }
             96..=97 => world.reopen(),

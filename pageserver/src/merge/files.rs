@@ -49,6 +49,7 @@ impl Merger<'_> {
             return Ok(true);
         }
         for (ino, _) in records.iter().filter(|(_, record)| matches!(record, Records::Drop)) {
+            store.at("merge: about to remove");
             let path = self.path(pair.stays, *ino);
             let removed = self.disk().remove(&path);
             removed.map_err(Error::io(format!("remove {}", path.display())))?;
@@ -59,7 +60,7 @@ impl Merger<'_> {
             form: Form::Plain,
         })?;
         drop(alone);
-        store.renew(&[pair.stays, pair.ends]);
+        self.finish();
         Ok(true)
     }
 

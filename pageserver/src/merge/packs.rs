@@ -54,7 +54,7 @@ impl Merger<'_> {
             store.remove_body(body)?;
         }
         drop(alone);
-        store.renew(&[pair.stays, pair.ends]);
+        self.finish();
         Ok(true)
     }
 

@@ -86,15 +86,15 @@ impl Store {
     /// A layer that is gone meanwhile holds nothing. What was just sealed may lose files that were gone by then, and what is being merged
     /// changes until that has ended; so neither is kept.
     pub(crate) fn layer_bytes(&self, id: LayerId, is_sealed: bool) -> Result<u64> {
-        if let Some(bytes) = self.sealed_bytes().get(&id).filter(|_| is_sealed) {
-            return Ok(*bytes);
-        }
         let (record, is_final) = {
             let catalog = self.catalog();
             let record = catalog.layer(id).ok().cloned();
-            let is_final = record.as_ref().is_some_and(|record| record.has_sums) && !catalog.is_merging(id);
-            (record, is_final)
+            let has_sums = record.as_ref().is_some_and(|record| record.has_sums);
+            (record, is_sealed && has_sums && !catalog.is_merging(id))
         };
+        if let Some(bytes) = self.sealed_bytes().get(&id).filter(|_| is_final) {
+            return Ok(*bytes);
+        }
         let pack = record.as_ref().and_then(|record| record.pack);
         let body = record.and_then(|record| record.body).unwrap_or(id);
         let bytes = match pack {
@@ -105,7 +105,7 @@ impl Store {
                 bytes.map_err(Error::io(format!("look at {}", path.display())))?
             }
         };
-        if is_sealed && is_final {
+        if is_final {
             self.sealed_bytes().insert(id, bytes);
         }
         Ok(bytes)

@@ -35,6 +35,9 @@ pub struct LayerRecord {
     /// The pack that has its blocks; none while it has backing files.
     #[serde(default)]
     pub pack: Option<PackId>,
+    /// The checksum that this pack ends with.
+    #[serde(default)]
+    pub pack_sum: Option<u32>,
     /// What it has is going over to the only layer that stands on it, or the other way round.
     #[serde(default)]
     pub merging: bool,
@@ -56,6 +59,7 @@ impl LayerRecord {
             has_sums: false,
             body: None,
             pack: None,
+            pack_sum: None,
             merging: false,
         }
     }
@@ -199,6 +203,11 @@ impl Catalog {
             id: record.body.unwrap_or(id),
             form: record.pack.map_or(Form::Plain, Form::Packed),
         })
+    }
+
+    /// The packs that layers have, each with the checksum that it ends with.
+    pub fn packs(&self) -> impl Iterator<Item = (PackId, u32)> {
+        self.layers().filter_map(|(_, record)| record.pack.zip(record.pack_sum))
     }
 
     /// The bodies that have a directory.

@@ -264,7 +264,7 @@ fn check_database(dir: &Path, disk: &Disk, db: &Arc<Db>, checks: Checks, progres
         findings.push(Finding::damage("catalog", error.to_string()));
         Catalog::default()
     });
-    let packs = Packs::new(disk.clone(), dir.join(PACKS_DIR));
+    let packs = Packs::new(disk.clone(), dir.join(PACKS_DIR), catalog.packs());
     let sealed = Sealed::new(db.clone(), packs, catalog.forms());
     let checker = Checker {
         dir,

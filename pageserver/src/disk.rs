@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -157,6 +157,19 @@ impl Disk {
         self.before(Call::Open)?;
         let file = OpenOptions::new().read(true).write(write).open(path)?;
         Ok(self.counted(file))
+    }
+
+    /// Opens an existing regular file for reading; anything else is damage, and not waited for.
+    pub fn open_regular(&self, path: &Path) -> io::Result<DiskFile> {
+        self.before(Call::Open)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        match file.metadata()?.is_file() {
+            true => Ok(self.counted(file)),
+            false => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no regular file")),
+        }
     }
 
     /// Makes a new, empty file; one that is there already is an error.

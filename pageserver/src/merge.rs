@@ -337,6 +337,7 @@ impl Merger<'_> {
         if let Form::Packed(pack) = form {
             codec::delete_sums(&store.shared.db, &mut batch, pair.stays);
             newer.pack = Some(pack);
+            newer.pack_sum = store.shared.sealed.packs.sum(pack);
         }
         entries.push(Entry::Layer(pair.older, None));
         entries.push(Entry::Layer(pair.newer, Some(newer)));

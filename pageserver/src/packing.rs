@@ -75,6 +75,7 @@ impl Store {
         };
         let mut record = record.clone();
         record.pack = Some(pack);
+        record.pack_sum = self.shared.sealed.packs.sum(pack);
         let mut batch = WriteBatch::default();
         codec::delete_sums(&self.shared.db, &mut batch, body);
         let entries = vec![Entry::Layer(id, Some(record))];
@@ -167,7 +168,7 @@ impl<'a> NewPack<'a> {
     /// Adds a chunk of the file: the blocks of one layer or of several, where the first that has a block answers for it; as far as the
     /// file's `size`.
     pub fn add_chunk(&mut self, number: u64, from: &[(&Backing, &Chunk)], size: u64) -> Result<()> {
-        let failed = || Error::io(format!("read chunk {number} of a file to pack"));
+        let failed = || Error::io(format!("pack chunk {number} of a file"));
         let mut blocks: Vec<(u64, usize)> = Vec::new();
         for (nth, (_, chunk)) in from.iter().enumerate() {
             for (block, _) in chunk.blocks() {
@@ -206,7 +207,8 @@ impl<'a> NewPack<'a> {
         let packs = &shared.sealed.packs;
         let path = packs.path(self.id);
         let finished = self.writer.take().map(|writer| {
-            let (sink, _) = writer.finish()?;
+            let (sink, sum) = writer.finish()?;
+            packs.add(self.id, sum);
             shared.disk.sync_data(&sink.file)?;
             shared.disk.rename(&self.half_made, &path)?;
             shared.disk.sync_dir(packs.dir())?;

@@ -34,6 +34,8 @@ pub struct Packs {
     disk: Disk,
     dir: PathBuf,
     opened: Mutex<Opened>,
+    /// The checksum that each pack of a layer ends with: it is the one that was written for it.
+    known: Mutex<HashMap<PackId, u32>>,
     /// Each frame has one place here, which it shares with others.
     frames: Vec<CachedFrame>,
 }
@@ -67,8 +69,10 @@ impl Source for PackFile {
 }
 
 impl Packs {
-    pub fn new(disk: Disk, dir: PathBuf) -> Packs {
+    /// `known` tells of each pack the checksum that it ends with.
+    pub fn new(disk: Disk, dir: PathBuf, known: impl Iterator<Item = (PackId, u32)>) -> Packs {
         Packs {
+            known: Mutex::new(known.collect()),
             disk,
             dir,
             opened: Mutex::default(),
@@ -96,7 +100,7 @@ impl Packs {
             return Ok(pack);
         }
         let path = self.path(id);
-        let file = match self.disk.open(&path, false) {
+        let file = match self.disk.open_regular(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let what = format!("the pack {id} is missing");
                 return Err(Error::Damaged { what });
@@ -104,6 +108,10 @@ impl Packs {
             file => file.map_err(Error::io(format!("open {}", path.display())))?,
         };
         let pack = Pack::open(PackFile::new(self.disk.clone(), file), format!("the pack {id}"))?;
+        if self.known().get(&id).is_some_and(|sum| *sum != pack.sum()) {
+            let what = format!("the pack {id} is another one");
+            return Err(Error::Damaged { what });
+        }
         let pack = Arc::new(pack);
         self.opened().keep(id, pack.clone());
         // One that was removed meanwhile would keep its space for as long as it is open.
@@ -115,6 +123,20 @@ impl Packs {
             self.opened().packs.remove(&id);
         }
         Ok(pack)
+    }
+
+    /// A pack was made.
+    pub fn add(&self, id: PackId, sum: u32) {
+        self.known().insert(id, sum);
+    }
+
+    /// The checksum that a pack ends with.
+    pub fn sum(&self, id: PackId) -> Option<u32> {
+        self.known().get(&id).copied()
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<PackId, u32>> {
+        self.known.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn opened(&self) -> MutexGuard<'_, Opened> {
@@ -152,6 +174,7 @@ impl Packs {
     /// Removes a pack that nobody needs any more. Who reads it goes on.
     pub fn remove(&self, id: PackId) -> Result<()> {
         self.opened().packs.remove(&id);
+        self.known().remove(&id);
         let path = self.path(id);
         let removed = self.disk.remove(&path);
         removed.map_err(Error::io(format!("remove {}", path.display())))

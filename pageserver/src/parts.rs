@@ -88,12 +88,15 @@ impl Store {
         if self.sum_next(pace)? {
             return Ok(true);
         }
-        if let Some(level) = level
-            && self.pack_next(level, pace)?
-        {
+        let packed = level.map_or(Ok(false), |level| self.pack_next(level, pace));
+        if let Ok(true) = packed {
             return Ok(true);
         }
-        self.merge_next(level.unwrap_or(LEVEL), pace)
+        // Merging makes room, also where there is none to pack.
+        match self.merge_next(level.unwrap_or(LEVEL), pace)? {
+            true => Ok(true),
+            false => packed,
+        }
     }
 
     /// Keeps what the oldest sealed layer holds of which that is not known yet.

@@ -76,7 +76,7 @@ impl Shared {
             None => Ino::FIRST.0,
         };
         let db = Arc::new(db);
-        let packs = Packs::new(disk.clone(), dir.join(PACKS_DIR));
+        let packs = Packs::new(disk.clone(), dir.join(PACKS_DIR), catalog.packs());
         let sealed = Arc::new(Sealed::new(db.clone(), packs, catalog.forms()));
         for (older, newer) in catalog.merging() {
             sealed.begin_merge(older, newer);

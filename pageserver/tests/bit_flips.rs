@@ -363,6 +363,41 @@ fn every_flipped_bit_of_a_pack_is_told() {
     assert_eq!(damage_found(&store), Vec::<String>::new());
 }
 
+/// Each of them is sound by itself.
+#[test]
+fn a_pack_in_the_place_of_another_is_told_and_never_read() {
+    let scratch = Scratch::new("swapped");
+    let stores = store::make(&scratch);
+    let copy = scratch.copy(&stores.closed.dir);
+    let packs = damage::packs(&copy);
+    let aside = copy.join("aside");
+    std::fs::rename(&packs[0], &aside).expect("moved");
+    std::fs::rename(&packs[1], &packs[0]).expect("moved");
+    std::fs::rename(&aside, &packs[1]).expect("moved");
+    read(&copy).err().expect("refused");
+    let told = |findings: &[String], what: &str| findings.iter().filter(|finding| finding.contains(what)).count();
+    assert!(told(&findings(&copy), "is another one") >= 2, "{:?}", findings(&copy));
+}
+
+/// Nobody waits for somebody to write to it.
+#[test]
+fn what_is_no_file_in_the_place_of_a_pack_is_told() {
+    let scratch = Scratch::new("no-pack");
+    let stores = store::make(&scratch);
+    let copy = scratch.copy(&stores.closed.dir);
+    let pack = damage::packs(&copy).remove(0);
+    std::fs::remove_file(&pack).expect("removed");
+    nix::unistd::mkfifo(&pack, nix::sys::stat::Mode::S_IRUSR).expect("a pipe");
+    dump_pack(&pack).expect_err("no pack");
+    let seen = look(&copy);
+    assert!(seen.read.is_err());
+    assert!(
+        seen.findings.iter().any(|finding| finding.contains("no regular file")),
+        "{:?}",
+        seen.findings
+    );
+}
+
 fn whole(view: &View, ino: Ino) -> Result<Vec<u8>, Errno> {
     let mut bytes = vec![0; view.getattr(ino)?.size as usize];
     view.read(ino, 0, &mut bytes)?;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -48,7 +48,9 @@ pub struct FrameDump {
 /// Reads a whole pack; the first damage ends it.
 pub fn dump_pack(path: &Path) -> Result<PackDump> {
     let name = path.display().to_string();
-    let file = File::open(path).map_err(Error::io(format!("open {name}")))?;
+    // One that somebody else would have to write to must not be waited for.
+    let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(Error::io(format!("open {name}")))?;
     dump(file, name)
 }
 

@@ -53,6 +53,12 @@ pub fn is_sum(bytes: &[u8], sum: u32) -> bool {
     cfg!(fuzzing) || crc32c::crc32c(bytes) == sum
 }
 
+/// What tells one pack from another: the checksum that is in its footer. (That of all of the footer is the same for all, as it is of whatever
+/// has its own behind it.)
+pub fn sum_of(footer: &[u8; FOOTER]) -> u32 {
+    crc32c::crc32c(&footer[..28])
+}
+
 pub fn header() -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[..8].copy_from_slice(&MAGIC);

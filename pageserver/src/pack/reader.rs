@@ -2,7 +2,9 @@
 
 use std::io;
 
-use super::format::{FOOTER, FRAME_BLOCKS, FileEntry, Footer, Frame, HEADER, Record, decode_directory, header, is_sum};
+use super::format::{
+    FOOTER, FRAME_BLOCKS, FileEntry, Footer, Frame, HEADER, Record, decode_directory, header, is_sum, sum_of,
+};
 use crate::error::{Error, Result};
 use crate::sums::Chunk;
 use crate::types::{BLOCK, Ino};
@@ -37,6 +39,8 @@ pub struct Pack<S> {
     files: Vec<FileEntry>,
     /// Where frames and records end.
     end: u64,
+    /// The checksum of its footer, under which its directory is.
+    sum: u32,
 }
 
 impl<S: Source> Pack<S> {
@@ -48,6 +52,7 @@ impl<S: Source> Pack<S> {
             source,
             files: Vec::new(),
             end: size,
+            sum: 0,
             name: name.clone(),
         };
         let mut head = [0; HEADER];
@@ -59,6 +64,7 @@ impl<S: Source> Pack<S> {
         let at = at.ok_or_else(|| pack.damaged("it is too short"))?;
         let mut footer = [0; FOOTER];
         pack.read(&mut footer, at)?;
+        pack.sum = sum_of(&footer);
         let footer = Footer::decode(&footer, size).map_err(|what| pack.damaged(what))?;
         let mut directory = vec![0; footer.len as usize];
         pack.read(&mut directory, footer.offset)?;
@@ -69,6 +75,11 @@ impl<S: Source> Pack<S> {
         pack.files = files.ok_or_else(|| pack.damaged("its directory can't be read"))?;
         pack.end = footer.offset;
         Ok(pack)
+    }
+
+    /// The checksum of what it ends with: another pack has another.
+    pub fn sum(&self) -> u32 {
+        self.sum
     }
 
     /// In order of their inode numbers.

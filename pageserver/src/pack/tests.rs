@@ -40,8 +40,8 @@ fn pack(content: &Content) -> Vec<u8> {
         }
         writer.end_file().expect("ended");
     }
-    let (bytes, len) = writer.finish().expect("finished");
-    assert_eq!(bytes.len() as u64, len);
+    let (bytes, sum) = writer.finish().expect("finished");
+    assert_eq!(Pack::open(&bytes[..], "the pack".into()).expect("opens").sum(), sum);
     bytes
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use zstd::bulk::Compressor;
 
-use super::format::{FRAME_BLOCKS, FileEntry, Footer, Frame, Record, encode_directory, header};
+use super::format::{FRAME_BLOCKS, FileEntry, Footer, Frame, Record, encode_directory, header, sum_of};
 use crate::parts::Kept;
 use crate::sums::{self, Chunk};
 use crate::types::{BLOCK, Ino};
@@ -89,8 +89,8 @@ impl<W: Write> Writer<W> {
         self.write(&records)
     }
 
-    /// Writes the rest; returns what it was written to, and how many bytes there are.
-    pub fn finish(mut self) -> io::Result<(W, u64)> {
+    /// Writes the rest; returns what it was written to, and the checksum of what it ends with.
+    pub fn finish(mut self) -> io::Result<(W, u32)> {
         let directory = encode_directory(&self.files);
         let footer = Footer {
             offset: self.at,
@@ -98,9 +98,10 @@ impl<W: Write> Writer<W> {
             sum: crc32c::crc32c(&directory),
         };
         self.write(&directory)?;
-        self.write(&footer.encode())?;
+        let footer = footer.encode();
+        self.write(&footer)?;
         self.to.flush()?;
-        Ok((self.to, self.at))
+        Ok((self.to, sum_of(&footer)))
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! The format of packs stays what it is: one that was written once is read for good, and what is written today says the same of itself.
 //!
-//! `ZENITH_GOLDEN=write` writes `golden/pack-v1` and what `zenith layer dump` tells of it anew: only for a new version of the format.
+//! `ZENITH_GOLDEN=write` writes `packs/pack-v1` and what `zenith layer dump` tells of it anew: only for a new version of the format.
 
 #[path = "support/store.rs"]
 mod store;
@@ -16,7 +16,7 @@ const NOW: Time = Time {
 };
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packs").join(name)
 }
 
 /// A layer with a file that was cut, one of zeros, one with holes, and one of several chunks; packed.

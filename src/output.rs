@@ -391,9 +391,10 @@ impl Show for Vec<Storage> {
                 bytes(storage.used),
                 storage.kind.clone(),
                 storage.options.to_string(),
-                match &storage.error {
-                    Some(error) => format!("{} (broken: {error})", storage.path.display()),
-                    None => storage.path.display().to_string(),
+                match (&storage.error, &storage.upkeep_error) {
+                    (Some(error), _) => format!("{} (broken: {error})", storage.path.display()),
+                    (None, Some(error)) => format!("{} (its upkeep fails: {error})", storage.path.display()),
+                    (None, None) => storage.path.display().to_string(),
                 },
             ]
             .map(Cell::from)

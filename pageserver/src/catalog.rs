@@ -41,6 +41,18 @@ pub struct LayerRecord {
     /// What it has is going over to the only layer that stands on it, or the other way round.
     #[serde(default)]
     pub merging: bool,
+    /// Whether its files have what they inherit from the layers below it; see `flatten.rs`.
+    #[serde(default)]
+    pub flat: Flat,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
+pub enum Flat {
+    #[default]
+    No,
+    /// They are just getting it.
+    Begun,
+    Done,
 }
 
 /// What a layer has on the disk.
@@ -61,6 +73,7 @@ impl LayerRecord {
             pack: None,
             pack_sum: None,
             merging: false,
+            flat: Flat::No,
         }
     }
 }
@@ -242,11 +255,12 @@ impl Catalog {
         })
     }
 
-    /// Whether its files are on their way from or to another layer.
-    pub fn is_merging(&self, id: LayerId) -> bool {
+    /// Whether its files need not be what was kept of them: they are on their way from or to another layer, or get what they inherit.
+    pub fn is_changing(&self, id: LayerId) -> bool {
         let record = self.layer(id).ok();
         let below = record.and_then(|record| self.layer(record.parent?).ok());
-        [record, below].into_iter().flatten().any(|record| record.merging)
+        let is_merging = [record, below].into_iter().flatten().any(|record| record.merging);
+        is_merging || record.is_some_and(|record| record.flat == Flat::Begun)
     }
 
     pub fn layers(&self) -> impl Iterator<Item = (LayerId, &LayerRecord)> {

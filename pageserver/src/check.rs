@@ -305,7 +305,7 @@ impl<'a> Checker<'a> {
         };
         let mut unpaced = |_| true;
         let pace = checks.pace.unwrap_or(&mut unpaced);
-        if layers.iter().all(|id| *id < from) {
+        if from > LayerId(0) && layers.iter().all(|id| *id < from) {
             let what = format!("no layer from {from} on: no block was read");
             self.found(Finding::new(Severity::Note, "blocks", what));
         }

@@ -12,6 +12,7 @@
 //! asked of the filesystem once and kept current from then on. Reads and in-place overwrites share the content's lock;
 //! whatever changes size or parts takes it alone.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +21,11 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuar
 use crate::block_map::{BlockMap, HOLE};
 use crate::layer::Backing;
 use crate::namespace::Inode;
+use crate::sums::CHUNK_BLOCKS;
 use crate::types::{BLOCK, Ino, LayerId, Seek, Time};
+
+/// Parts of a file before it is looked which of them nobody sees any more.
+pub const UNSEEN_EVERY: usize = 64;
 
 pub struct File {
     pub ino: Ino,
@@ -94,6 +99,9 @@ impl File {
         let mut content = self.content.write().unwrap_or_else(|e| e.into_inner());
         if !content.is_mapped() {
             content.map = Some(content.build_map()?);
+            if content.parts.len() > UNSEEN_EVERY {
+                content.drop_unseen();
+            }
         }
         Ok(content)
     }
@@ -137,6 +145,12 @@ impl File {
         }
     }
 
+    /// Has the part of a body answer for blocks, by chunk, that parts below it did, and lets go of those that answer for none any more.
+    pub fn adopt(&self, body: LayerId, blocks: &BTreeMap<u64, Vec<u64>>) {
+        let mut content = self.content.write().unwrap_or_else(|e| e.into_inner());
+        content.adopt(body, blocks);
+    }
+
     /// Whether dropping the file from memory loses nothing.
     pub fn is_clean(&self) -> bool {
         let content = self.peek();
@@ -157,6 +171,23 @@ impl Content {
             part.backing.each_range(|blocks| map.set(blocks, slot as u16))?;
         }
         Ok(map)
+    }
+
+    fn adopt(&mut self, body: LayerId, blocks: &BTreeMap<u64, Vec<u64>>) {
+        let slot = self.parts.iter().position(|part| part.backing.layer() == body);
+        let (Some(slot), Some(map)) = (slot, &self.map) else {
+            return;
+        };
+        for block in blocks
+            .iter()
+            .flat_map(|(number, blocks)| blocks.iter().map(move |block| number * CHUNK_BLOCKS + block))
+        {
+            // A hole has a greater number than any part.
+            if usize::from(map.slot(block)) < slot {
+                map.set(block..block + 1, slot as u16);
+            }
+        }
+        self.drop_unseen();
     }
 
     /// Drops parts that answer for no block, but for the oldest and the newest. What they hide of older ones the next one hides.

@@ -20,6 +20,7 @@
 
 mod answers;
 mod block_map;
+mod bounded_log;
 mod catalog;
 mod check;
 mod db;
@@ -28,6 +29,7 @@ mod error;
 mod fields;
 mod file;
 mod file_table;
+mod flatten;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod layer;
@@ -59,7 +61,7 @@ pub use disk::{Call, Disk, Hook};
 pub use error::{Error, FsResult, Result};
 pub use names::{BranchName, SnapshotName, Tag, known_names};
 pub use pack::{FileDump, FrameDump, PackDump, dump_pack};
-pub use parts::Pace;
+pub use parts::{Pace, Tending};
 pub use pg::PgInfo;
 pub use snapshot::{Keep, SnapshotInfo};
 pub use store::{Bond, BranchInfo, FORMAT, Start, Store};

@@ -115,7 +115,7 @@ fn replay(shared: &Shared, catalog: &Catalog, id: LayerId, ns: &mut Namespace) -
 fn sealed_files(shared: &Shared, catalog: &Catalog, id: LayerId, ns: &Namespace) -> Result<Vec<Found>> {
     let body = catalog.body(id)?;
     let kept = parts::kept(&shared.db, body)?;
-    if catalog.layer(id)?.pack.is_none() && !catalog.is_merging(id) {
+    if catalog.layer(id)?.pack.is_none() && !catalog.is_changing(id) {
         let found = shared.layers.open(body).scan()?;
         if let Some(difference) = parts::differences(&kept, &found, ns).first() {
             let what = format!("layer {id}: {difference}");

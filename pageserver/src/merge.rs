@@ -29,7 +29,7 @@ use std::sync::{PoisonError, RwLockWriteGuard, TryLockError};
 
 use rocksdb::WriteBatch;
 
-use crate::catalog::{Body, Catalog, Entry, LayerRecord};
+use crate::catalog::{Body, Catalog, Entry, Flat, LayerRecord};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::load;
@@ -222,7 +222,9 @@ impl Catalog {
                 children.entry(parent).or_default().push(id);
             }
         }
-        let is_ready = move |id: LayerId, record: &LayerRecord| record.has_sums && !heads.contains(&id);
+        let is_ready = move |id: LayerId, record: &LayerRecord| {
+            record.has_sums && record.flat != Flat::Begun && !heads.contains(&id)
+        };
         let pair = |(id, record): (LayerId, &LayerRecord)| {
             let [child] = children.get(&id)?.as_slice() else {
                 return None;
@@ -333,6 +335,7 @@ impl Merger<'_> {
         codec::delete_layer(&store.shared.db, &mut batch, pair.ends);
         newer.parent = older.parent;
         newer.body = Some(pair.stays);
+        newer.flat = newer.flat.max(older.flat);
         newer.has_image = false;
         if let Form::Packed(pack) = form {
             codec::delete_sums(&store.shared.db, &mut batch, pair.stays);
@@ -354,12 +357,7 @@ impl Merger<'_> {
     /// To be called when what nobody needs any more is gone: what both hold is another figure now, for views too.
     fn finish(&self) {
         let (store, pair) = (self.store, self.pair);
-        for id in [pair.older, pair.newer] {
-            store.sealed_bytes().remove(&id);
-            store
-                .hidden_bytes_known()
-                .retain(|(older, newer), _| ![older, newer].contains(&&id));
-        }
+        store.forget_bytes(&[pair.older, pair.newer]);
         store.renew(&[pair.stays, pair.ends]);
     }
 

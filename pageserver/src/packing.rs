@@ -83,7 +83,7 @@ impl Store {
         self.shared.sealed.reform(body, Form::Packed(pack), commit)?;
         drop(catalog);
         self.at("pack: committed");
-        self.sealed_bytes().remove(&id);
+        self.forget_bytes(&[id]);
         // What the database may come back with must find its blocks.
         self.sync_db()?;
         self.at("pack: about to remove");
@@ -102,7 +102,7 @@ impl Catalog {
     /// The sealed layers that have checksums and no pack, with their bodies, oldest first. Those that are being merged have to become one first.
     fn unpacked(&self) -> impl Iterator<Item = (LayerId, LayerId)> {
         self.layers()
-            .filter(|(id, record)| record.has_sums && record.pack.is_none() && !self.is_merging(*id))
+            .filter(|(id, record)| record.has_sums && record.pack.is_none() && !self.is_changing(*id))
             .map(|(id, record)| (id, record.body.unwrap_or(id)))
     }
 }

@@ -38,7 +38,7 @@ const LEVEL: i32 = 3;
 const NO_FLOOR: u64 = u64::MAX;
 
 impl Kept {
-    fn of(file: &Found) -> Kept {
+    pub fn of(file: &Found) -> Kept {
         Kept {
             size: file.stat.size,
             floor: file.floor,
@@ -77,25 +77,47 @@ pub fn kept(db: &Db, body: LayerId) -> Result<BTreeMap<Ino, Kept>> {
     Ok(kept)
 }
 
+/// What the upkeep of a store does beside checksums and merging.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tending {
+    /// The level of zstd's at which sealed layers are packed, if they are.
+    pub packing: Option<i32>,
+    /// So many layers that stay, one upon the other, have the newest of them get what its files inherit from the others.
+    pub flatten_every: usize,
+}
+
+impl Default for Tending {
+    fn default() -> Tending {
+        Tending {
+            packing: None,
+            flatten_every: 64,
+        }
+    }
+}
+
 /// Hears how many bytes were read for something that nobody waits for, and may take its time before more are. False ends the work; it
 /// begins anew later.
 pub type Pace<'a> = &'a mut dyn FnMut(u64) -> bool;
 
 impl Store {
-    /// Does one piece of what nobody waits for: checksums of what was sealed, then packing it, where there is a level of zstd's for that, then
-    /// merging. False when there is nothing to do, or `pace` has ended it.
-    pub fn tend(&self, level: Option<i32>, pace: Pace) -> Result<bool> {
+    /// Does one piece of what nobody waits for: checksums of what was sealed, then flattening, packing and merging. False when there is
+    /// nothing to do, or `pace` has ended it.
+    pub fn tend(&self, tending: &Tending, pace: Pace) -> Result<bool> {
         if self.sum_next(pace)? {
             return Ok(true);
         }
-        let packed = level.map_or(Ok(false), |level| self.pack_next(level, pace));
+        let flattened = self.flatten_next(tending.flatten_every, pace);
+        if let Ok(true) = flattened {
+            return Ok(true);
+        }
+        let packed = tending.packing.map_or(Ok(false), |level| self.pack_next(level, pace));
         if let Ok(true) = packed {
             return Ok(true);
         }
-        // Merging makes room, also where there is none to pack.
-        match self.merge_next(level.unwrap_or(LEVEL), pace)? {
+        // Merging makes room, also where there is none for the others.
+        match self.merge_next(tending.packing.unwrap_or(LEVEL), pace)? {
             true => Ok(true),
-            false => packed,
+            false => flattened.and(packed),
         }
     }
 

@@ -14,7 +14,7 @@
 mod format;
 mod sweep;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File as StdFile;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -415,6 +415,15 @@ impl Store {
 
     /// Has all views let go of the files that some bodies had; they are opened again where they are now.
     pub(crate) fn renew(&self, bodies: &[LayerId]) {
+        self.each_view(|view| view.renew(bodies));
+    }
+
+    /// Has all views find blocks of a file in a body that they have found below it so far.
+    pub(crate) fn adopt(&self, ino: Ino, body: LayerId, blocks: &BTreeMap<u64, Vec<u64>>) {
+        self.each_view(|view| view.adopt(ino, body, blocks));
+    }
+
+    fn each_view(&self, each: impl Fn(&View)) {
         // Nobody finds a branch in use over this.
         let _changing = self.changing();
         let timelines: Vec<Arc<Timeline>> = {
@@ -427,7 +436,7 @@ impl Store {
         };
         let heads = timelines.iter().map(|timeline| timeline.view());
         let sealed = views.iter().map(|view| &**view);
-        heads.chain(sealed).for_each(|view| view.renew(bodies));
+        heads.chain(sealed).for_each(each);
     }
 
     /// The tree of a sealed layer, read-only.

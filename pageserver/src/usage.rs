@@ -83,6 +83,13 @@ impl Store {
             .sum()
     }
 
+    /// To be called when what layers hold is another figure now.
+    pub(crate) fn forget_bytes(&self, layers: &[LayerId]) {
+        self.sealed_bytes().retain(|id, _| !layers.contains(id));
+        self.hidden_bytes_known()
+            .retain(|(older, newer), _| !layers.contains(older) && !layers.contains(newer));
+    }
+
     /// A layer that is gone meanwhile holds nothing. What was just sealed may lose files that were gone by then, and what is being merged
     /// changes until that has ended; so neither is kept.
     pub(crate) fn layer_bytes(&self, id: LayerId, is_sealed: bool) -> Result<u64> {
@@ -90,7 +97,7 @@ impl Store {
             let catalog = self.catalog();
             let record = catalog.layer(id).ok().cloned();
             let has_sums = record.as_ref().is_some_and(|record| record.has_sums);
-            (record, is_sealed && has_sums && !catalog.is_merging(id))
+            (record, is_sealed && has_sums && !catalog.is_changing(id))
         };
         if let Some(bytes) = self.sealed_bytes().get(&id).filter(|_| is_final) {
             return Ok(*bytes);

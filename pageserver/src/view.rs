@@ -1,6 +1,6 @@
 //! A file tree that can be read: that of a sealed layer, or of a timeline's head.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use nix::errno::Errno;
 
 use crate::block_map;
+use crate::bounded_log::BoundedLog;
 use crate::disk::Disk;
 use crate::error::FsResult;
 use crate::file::File;
@@ -18,6 +19,8 @@ use crate::namespace::{Inode, Namespace};
 use crate::room::Room;
 use crate::shared::Shared;
 use crate::types::{Attr, DirEntry, Ino, Kind, LayerId, Seek, Space};
+
+static FAILURES: BoundedLog = BoundedLog::new();
 
 pub struct View {
     disk: Disk,
@@ -189,6 +192,13 @@ impl View {
         }
     }
 
+    /// Finds blocks of a file, by chunk, in a body that has them, too, now.
+    pub(crate) fn adopt(&self, ino: Ino, body: LayerId, blocks: &BTreeMap<u64, Vec<u64>>) {
+        if let Some(file) = self.files.get(ino) {
+            file.adopt(body, blocks);
+        }
+    }
+
     /// Inodes without a name.
     pub fn orphans(&self) -> Vec<Ino> {
         let ns = self.ns();
@@ -200,12 +210,12 @@ impl View {
     pub(crate) fn failed(&self, what: &str, ino: Ino, error: &io::Error) -> Errno {
         let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
         let layer = self.layer();
-        match errno {
+        FAILURES.tell(|| match errno {
             Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG => {
                 tracing::warn!(%layer, %ino, %error, "{what} failed: the disk is full");
             }
             _ => tracing::error!(%layer, %ino, %error, "{what} failed"),
-        }
+        });
         match errno {
             // A sealed file that is gone is damage, not a missing name.
             Errno::ENOENT => Errno::EIO,

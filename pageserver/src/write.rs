@@ -12,12 +12,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::block_map::{BlockMap, HOLE, PARTS_MAX};
-use crate::file::{Content, Part};
+use crate::file::{Content, Part, UNSEEN_EVERY};
 use crate::layer::{Backing, Layer};
 use crate::types::{BLOCK, Ino, LayerId, Seek};
-
-/// Parts of a file before it is looked which of them nobody sees any more.
-const UNSEEN_EVERY: usize = 64;
 
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 

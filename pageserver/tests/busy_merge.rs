@@ -138,13 +138,16 @@ impl World {
     fn tend(&self) {
         let mut random = Random::new(300);
         while self.goes_on() {
-            let level = (random.below(2) == 0).then_some(1);
+            let tending = Tending {
+                packing: (random.below(2) == 0).then_some(1),
+                flatten_every: 2 + random.below(10) as usize,
+            };
             let mut left = 1 + random.below(200);
             let mut pace = |_| {
                 left -= 1;
                 left > 0 && self.goes_on()
             };
-            if !self.store.tend(level, &mut pace).expect("upkeep") {
+            if !self.store.tend(&tending, &mut pace).expect("upkeep") {
                 thread::yield_now();
             }
         }

@@ -26,7 +26,7 @@ const HISTORIES_LONG: u64 = 20;
 /// Deep enough for a load to leave an image.
 const MANY_LAYERS: usize = 33;
 
-const OPERATIONS: [&str; 12] = [
+const OPERATIONS: [&str; 13] = [
     "seal",
     "seal again",
     "checkout",
@@ -37,6 +37,7 @@ const OPERATIONS: [&str; 12] = [
     "load",
     "image",
     "checksums",
+    "flatten",
     "merge",
     "pack",
 ];
@@ -203,6 +204,10 @@ impl History {
                 self.push(Step::Snapshot("main@new"));
                 self.push(Step::Upkeep);
             }
+            "flatten" => {
+                self.push_layers();
+                self.push(Step::Upkeep);
+            }
             "merge" => {
                 self.push_mergeable();
                 self.push(Step::Upkeep);
@@ -215,8 +220,16 @@ impl History {
         }
     }
 
-    /// Layers in which files were written, cut, replaced and removed, and of which only the first and the last have a name.
+    /// As [`History::push_layers`], and then only the first and the last keep their names.
     fn push_mergeable(&mut self) {
+        let names = self.push_layers();
+        for name in &names[..names.len() - 1] {
+            self.push(Step::DestroySnapshot(name));
+        }
+    }
+
+    /// Layers in which files were written, cut, replaced and removed, each with a name.
+    fn push_layers(&mut self) -> Vec<&'static str> {
         self.push(Step::Create("main", "cut"));
         self.push(Step::Write("main", "cut", 0, 60_000, 1));
         self.push(Step::Create("main", "gone"));
@@ -236,9 +249,7 @@ impl History {
             self.push(Step::Snapshot(name));
             names.push(name);
         }
-        for name in &names[..names.len() - 1] {
-            self.push(Step::DestroySnapshot(name));
-        }
+        names
     }
 
     /// What there may be after a kill in the last step.
@@ -322,7 +333,7 @@ fn a_kill_at_any_point_leaves_the_old_or_the_new_state_and_nothing_else() {
     assert_eq!(named, NAMED_POINTS.into(), "every named point is killed at");
 }
 
-const NAMED_POINTS: [&str; 26] = [
+const NAMED_POINTS: [&str; 28] = [
     "branch: committed",
     "branch: head made",
     "branch: synced",
@@ -330,6 +341,8 @@ const NAMED_POINTS: [&str; 26] = [
     "collect: about to remove",
     "collect: committed",
     "destroy: committed",
+    "flatten: file copied",
+    "flatten: marked",
     "head: layer made",
     "image: made",
     "merge: about to remove",

@@ -90,8 +90,19 @@ fn hundreds_of_layers_read_as_they_were() {
         models.push(model.clone());
         match nth {
             // Some of them are packed, some have checksums, some neither.
-            100 => while store.tend(Some(1), &mut |_| true).expect("upkeep") {},
-            200 => while store.tend(None, &mut |_| true).expect("upkeep") {},
+            100 => {
+                while store
+                    .tend(
+                        &Tending {
+                            packing: Some(1),
+                            ..Tending::default()
+                        },
+                        &mut |_| true,
+                    )
+                    .expect("upkeep")
+                {}
+            }
+            200 => while store.tend(&Tending::default(), &mut |_| true).expect("upkeep") {},
             _ => {}
         }
     }

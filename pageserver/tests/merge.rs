@@ -222,10 +222,13 @@ impl World {
     /// Some of the packing and the merging; now and then it is interrupted.
     fn tend(&mut self) {
         let mut left = self.random.below(60);
-        let level = (self.packs && self.random.below(3) > 0).then_some(1);
+        let tending = Tending {
+            packing: (self.packs && self.random.below(3) > 0).then_some(1),
+            flatten_every: 2 + self.random.below(6) as usize,
+        };
         while self
             .store()
-            .tend(level, &mut |_| {
+            .tend(&tending, &mut |_| {
                 left = left.saturating_sub(1);
                 left > 0
             })
@@ -300,7 +303,7 @@ fn same(now: &Seen, then: &Seen, what: &str) {
 fn no_view_changes_when_others_go() {
     let mut world = World::new("views");
     live(&mut world, number("ZENITH_MERGES", DESTROYED));
-    let upkeep = |store: &Store| while store.tend(None, &mut |_| true).expect("upkeep") {};
+    let upkeep = |store: &Store| while store.tend(&Tending::default(), &mut |_| true).expect("upkeep") {};
     upkeep(&world.store());
     world.size();
     while let Some(name) = world.a_snapshot() {
@@ -328,7 +331,17 @@ fn no_view_changes_when_layers_are_packed() {
     let mut world = World::new("packs");
     world.packs = true;
     live(&mut world, number("ZENITH_MERGES", DESTROYED) / 2);
-    while world.store().tend(Some(1), &mut |_| true).expect("upkeep") {}
+    while world
+        .store()
+        .tend(
+            &Tending {
+                packing: Some(1),
+                ..Tending::default()
+            },
+            &mut |_| true,
+        )
+        .expect("upkeep")
+    {}
     assert_eq!(world.store().unpacked(), 0);
     world.size();
     world.compare();
@@ -385,7 +398,7 @@ fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
             .expect("taken");
         world.snapshots.insert(name, seen(timeline.view()));
     }
-    let upkeep = |world: &World| while world.store().tend(None, &mut |_| true).expect("upkeep") {};
+    let upkeep = |world: &World| while world.store().tend(&Tending::default(), &mut |_| true).expect("upkeep") {};
     let found = |world: &World| {
         let checks = Checks {
             blocks_from: Some(LayerId(0)),

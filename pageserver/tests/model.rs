@@ -373,9 +373,12 @@ impl World {
     /// Some of what the store does for itself, or all of it.
     fn upkeep(&mut self) {
         let pieces = 1 + self.random.below(20);
-        let level = (self.random.below(2) == 0).then_some(1);
+        let tending = Tending {
+            packing: (self.random.below(2) == 0).then_some(1),
+            flatten_every: 1 + self.random.below(5) as usize,
+        };
         for _ in 0..pieces {
-            if !self.store().tend(level, &mut |_| true).expect("upkeep") {
+            if !self.store().tend(&tending, &mut |_| true).expect("upkeep") {
                 break;
             }
         }

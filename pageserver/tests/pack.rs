@@ -56,7 +56,16 @@ fn pack() -> PathBuf {
     store
         .create_snapshot(&"main@two".parse().expect("a name"), Keep::default(), NOW)
         .expect("taken");
-    while store.tend(Some(3), &mut |_| true).expect("upkeep") {}
+    while store
+        .tend(
+            &Tending {
+                packing: Some(3),
+                ..Tending::default()
+            },
+            &mut |_| true,
+        )
+        .expect("upkeep")
+    {}
     let packs = std::fs::read_dir(scratch.dir.join("packs")).expect("packs").flatten();
     let newest = packs.map(|entry| entry.path()).max().expect("a pack");
     let kept = scratch.dir.with_extension("pack");

@@ -65,6 +65,8 @@ pub struct Storage {
     pub available: u64,
     /// What to know of that filesystem.
     pub warning: Option<String>,
+    /// Why its upkeep (checksums, packing, merging) did not go on when it was last tried; it is tried again every minute.
+    pub upkeep_error: Option<String>,
     /// Why it can't be used.
     pub error: Option<String>,
 }
@@ -183,6 +185,7 @@ impl Storage {
             unpacked: options.packing().map_or(0, |_| store.unpacked()),
             available: store.space()?.available,
             warning: store.warning().map(String::from),
+            upkeep_error: None,
             error: None,
             options,
         })
@@ -200,6 +203,7 @@ impl Storage {
             unpacked: 0,
             available: 0,
             warning: None,
+            upkeep_error: None,
             error: Some(why.into()),
         }
     }

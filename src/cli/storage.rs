@@ -27,12 +27,13 @@ enum Verb {
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   zenith storage attach -t native -c path=/mnt/fast/zenith -n fast
-  zenith pg create -s fast")]
+  zenith pg create -s fast
+  zenith storage attach -c path=/mnt/archive -c compression=zstd:9 -n archive   # what snapshots hold is compressed")]
 struct Attach {
     /// What holds the data
     #[arg(short = 't', long = "type", value_enum, default_value_t = StorageKind::Native)]
     kind: StorageKind,
-    /// An option, as often as needed: path=DIRECTORY, compression=zstd[:LEVEL]
+    /// An option, as often as needed: path=DIRECTORY; compression=none or zstd[:LEVEL], a level from 1 to 22, 3 if none is given
     #[arg(short = 'c', value_name = "KEY=VALUE", value_parser = option)]
     options: Vec<(String, String)>,
     /// The storage's name

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ pub struct Storages {
     local: Arc<Store>,
     memory: Arc<Memory>,
     attached: RwLock<BTreeMap<StorageName, State>>,
+    /// Why the upkeep of some does not go on.
+    failing: Mutex<BTreeMap<StorageName, String>>,
     /// Held from the first check of a storage that comes or goes until it has.
     changing: Mutex<()>,
     /// Holds the locks when this process dies.
@@ -46,6 +48,7 @@ impl Storages {
             local,
             memory,
             attached: RwLock::default(),
+            failing: Mutex::default(),
             changing: Mutex::default(),
             parent,
         };
@@ -174,6 +177,7 @@ impl Storages {
         self.memory
             .change(|remembered| drop(remembered.storages.remove(name)))?;
         let store = self.attached_mut().remove(name);
+        self.tended(name, None);
         if let Some(Ok(store)) = store {
             wait_until_alone(&store);
         }
@@ -196,6 +200,14 @@ impl Storages {
     }
 
     pub fn show(&self, name: &StorageName) -> Result<Storage> {
+        let upkeep_error = self.failing().get(name).cloned();
+        self.described(name).map(|storage| Storage {
+            upkeep_error,
+            ..storage
+        })
+    }
+
+    fn described(&self, name: &StorageName) -> Result<Storage> {
         if name.is_local() {
             return Storage::described(name, self.local.dir(), &self.local, None);
         }
@@ -215,6 +227,18 @@ impl Storages {
             .storages
             .get(name)
             .and_then(|record| record.options.packing())
+    }
+
+    /// Notes how the upkeep of a storage has ended.
+    pub fn tended(&self, name: &StorageName, error: Option<String>) {
+        match error {
+            Some(error) => self.failing().insert(name.clone(), error),
+            None => self.failing().remove(name),
+        };
+    }
+
+    fn failing(&self) -> MutexGuard<'_, BTreeMap<StorageName, String>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unknown(&self, name: &StorageName) -> Error {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pageserver::Store;
+use pageserver::{Store, Tending};
 
 use super::Service;
 use super::mounts::log_failure;
@@ -56,30 +56,31 @@ fn run(service: &Service) {
     while !service.is_stopped() {
         resting.retain(|_, until| Instant::now() < *until);
         for (name, store) in service.storages.stores() {
-            if !resting.contains_key(&name) && tend(service, &name, &store).is_err() {
-                resting.insert(name, Instant::now() + REST);
+            if resting.contains_key(&name) {
+                continue;
             }
+            let error = tend(service, &name, &store).err().map(|error| error.to_string());
+            if let Some(error) = &error {
+                tracing::error!("upkeep of the storage {name}: {error}");
+                resting.insert(name.clone(), Instant::now() + REST);
+            }
+            service.storages.tended(&name, error);
         }
         thread::park_timeout(EVERY);
     }
 }
 
-/// An error was logged: it may last.
-fn tend(service: &Service, name: &StorageName, store: &Store) -> Result<(), ()> {
+fn tend(service: &Service, name: &StorageName, store: &Store) -> pageserver::Result<()> {
     let mut pace = |bytes: u64| {
         thread::sleep(Duration::from_secs_f64(bytes as f64 / SPEED as f64));
         !service.is_stopped() && service.storages.named(name).is_ok()
     };
-    loop {
-        match store.tend(service.storages.packing(name), &mut pace) {
-            Ok(true) => {}
-            Ok(false) => return Ok(()),
-            Err(error) => {
-                tracing::error!("upkeep of the storage {name}: {error}");
-                return Err(());
-            }
-        }
-    }
+    let tending = Tending {
+        packing: service.storages.packing(name),
+        ..Tending::default()
+    };
+    while store.tend(&tending, &mut pace)? {}
+    Ok(())
 }
 
 /// Of processor and disk, to everybody else.

@@ -90,4 +90,44 @@ fn a_damaged_pack_is_an_error_of_the_read_and_told_by_the_check() {
     let told = text(&output.stdout);
     assert!(told.contains("file: 32 blocks are not what was sealed"), "{told}");
     assert!(told.contains("part of big, big@s"), "{told}");
+    let name = pack.file_name().expect("a name").to_string_lossy().into_owned();
+    assert!(told.contains(&format!("packs/{name}")), "{told}");
+    fs::remove_file(&pack).expect("removed");
+    let gone = sandbox.run(&["check", "packed", "--read-data"]);
+    let told = text(&gone.stdout);
+    assert_eq!(told.matches("is missing").count(), 1, "{told}");
+}
+
+#[test]
+fn an_upkeep_that_fails_is_shown_and_goes_on_later() {
+    let sandbox = Sandbox::new("upkeep-fails");
+    let dir = sandbox.path("packed");
+    let path = format!("path={}", dir.display());
+    sandbox.ok(&[
+        "storage",
+        "attach",
+        "-c",
+        &path,
+        "-c",
+        "compression=zstd",
+        "-n",
+        "packed",
+    ]);
+    fs::write(dir.join("packs"), "in the way").expect("written");
+    sandbox.ok(&["branch", "big", "--empty", "--storage", "packed"]);
+    sandbox.ok(&["mount", "big", "m", "--create"]);
+    fs::write(sandbox.path("m/file"), LINE).expect("written");
+    sandbox.ok(&["snapshot", "create", "big@s"]);
+    let error = || sandbox.json(&["storage", "show", "packed"])[0]["upkeep_error"].clone();
+    until("the upkeep fails", || error().is_string());
+    let table = sandbox.ok(&["storage", "list"]);
+    assert!(table.contains("its upkeep fails: "), "{table}");
+    assert_eq!(fs::read_to_string(sandbox.path("m/file")).expect("read"), LINE);
+    fs::remove_file(dir.join("packs")).expect("removed");
+    sandbox.ok(&["stop"]);
+    sandbox.ok(&["start"]);
+    until("the layer is packed", || {
+        sandbox.json(&["storage", "show", "packed"])[0]["unpacked"] == 0
+    });
+    assert!(error().is_null());
 }

@@ -23,13 +23,22 @@ impl Checker<'_> {
     /// Reads all blocks of a layer that have checksums and that somebody can read. Nobody has to wait meanwhile; a layer that was destroyed in
     /// between is none.
     pub(super) fn blocks(&mut self, id: LayerId, pace: Pace) {
-        if !self.catalog.layer(id).is_ok_and(|record| record.has_sums) {
+        let pack = match self.catalog.layer(id) {
+            Ok(record) if record.has_sums => record.pack,
+            _ => return,
+        };
+        let place = match pack {
+            Some(pack) => format!("{}, packs/{pack}", layers::place(id)),
+            None => layers::place(id),
+        };
+        // One that can't be used was found when its files were looked for.
+        if pack.is_some_and(|pack| self.layers.sealed.packs.open(pack).is_err()) {
             return;
         }
         let body = self.body(id);
         let kept = match parts::kept(self.db, body) {
             Ok(kept) => kept,
-            Err(error) => return self.found(Finding::damage(layers::place(id), error.to_string())),
+            Err(error) => return self.found(Finding::damage(place, error.to_string())),
         };
         let layer = self.layers.open(body);
         let mut damaged = Vec::new();
@@ -46,7 +55,7 @@ impl Checker<'_> {
         let is_there = self.live.is_none_or(|store| store.catalog().layer(id).is_ok());
         for (ino, what) in damaged.into_iter().filter(|_| is_there) {
             let what = format!("{}: {what}", self.path_of(id, ino));
-            self.found(Finding::damage(layers::place(id), what));
+            self.found(Finding::damage(&*place, what));
         }
     }
 

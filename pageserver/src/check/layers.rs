@@ -185,7 +185,7 @@ impl Checker<'_> {
     }
 
     fn backing_files(&mut self, id: LayerId, found: &[Found], ns: &Namespace) {
-        if self.catalog.is_merging(id) {
+        if self.catalog.is_changing(id) {
             return;
         }
         let record = self.catalog.layer(id).ok().cloned();

@@ -24,11 +24,12 @@ pub struct Frame {
     pub len: u32,
 }
 
-/// Where a chunk's record is.
+/// Where a chunk's record is, and its checksum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Record {
     pub chunk: u32,
     pub len: u16,
+    pub sum: u32,
     pub offset: u64,
 }
 
@@ -53,8 +54,8 @@ pub fn is_sum(bytes: &[u8], sum: u32) -> bool {
     cfg!(fuzzing) || crc32c::crc32c(bytes) == sum
 }
 
-/// What tells one pack from another: the checksum that is in its footer. (That of all of the footer is the same for all, as it is of whatever
-/// has its own behind it.)
+/// What tells one pack from another: the checksum that is in its footer. It covers that of the directory, which covers those of the records,
+/// which cover those of the blocks. (That of all of the footer is the same for all, as it is of whatever has its own behind it.)
 pub fn sum_of(footer: &[u8; FOOTER]) -> u32 {
     crc32c::crc32c(&footer[..28])
 }
@@ -116,7 +117,7 @@ impl Footer {
 }
 
 /// For each file: ino u64, size u64, floor u64, mtime i64 + u32, where its records begin u64, count u32; then for each record its chunk
-/// u32 and its length u16. They follow one another without a gap.
+/// u32, its length u16 and its crc32c u32. They follow one another without a gap.
 pub fn encode_directory(files: &[FileEntry]) -> Vec<u8> {
     let mut out = Vec::new();
     for file in files {
@@ -128,6 +129,7 @@ pub fn encode_directory(files: &[FileEntry]) -> Vec<u8> {
         for record in &file.records {
             out.extend(record.chunk.to_le_bytes());
             out.extend(record.len.to_le_bytes());
+            out.extend(record.sum.to_le_bytes());
         }
     }
     out
@@ -153,8 +155,13 @@ fn decode_file(fields: &mut Fields, end: u64) -> Option<FileEntry> {
     let mut offset = fields.u64()?;
     let mut records: Vec<Record> = Vec::new();
     for _ in 0..fields.u32()? {
-        let (chunk, len) = (fields.u32()?, fields.u16()?);
-        let record = Record { chunk, len, offset };
+        let (chunk, len, sum) = (fields.u32()?, fields.u16()?, fields.u32()?);
+        let record = Record {
+            chunk,
+            len,
+            sum,
+            offset,
+        };
         offset = offset.checked_add(len.into())?;
         let follows = records.last().is_none_or(|last| last.chunk < chunk);
         if !follows || record.offset < HEADER as u64 || offset > end || u64::from(chunk) >= FILE_SIZE_MAX / CHUNK {

@@ -117,10 +117,8 @@ impl<S: Source> Pack<S> {
     fn record(&self, ino: Ino, record: Record) -> Result<Chunk> {
         let mut bytes = vec![0; record.len.into()];
         self.read(&mut bytes, record.offset)?;
-        let chunk = bytes.split_last_chunk::<4>().and_then(|(record, sum)| {
-            let is_whole = is_sum(record, u32::from_le_bytes(*sum));
-            Chunk::decode(record).filter(|chunk| is_whole && chunk.is_packed())
-        });
+        let is_whole = is_sum(&bytes, record.sum);
+        let chunk = Chunk::decode(&bytes).filter(|chunk| is_whole && chunk.is_packed());
         chunk.ok_or_else(|| {
             let number = record.chunk;
             self.damaged(&format!(

@@ -94,8 +94,8 @@ fn zeros_cost_nothing() {
     let zeros = vec![(Ino(16), (0..256).map(|block| (block, 0)).collect::<Vec<_>>())];
     let bytes = pack(&zeros);
     assert_eq!(unpack(&bytes).expect("read"), zeros);
-    let record = 32 + 256 * 4 + 8 * 12 + 4;
-    assert_eq!(bytes.len(), 16 + record + (48 + 6) + 40);
+    let record = 32 + 256 * 4 + 8 * 12;
+    assert_eq!(bytes.len(), 16 + record + (48 + 10) + 40);
 }
 
 #[test]

@@ -55,11 +55,11 @@ impl<W: Write> Writer<W> {
         let record = chunk.encode();
         let start = self.records.len();
         self.records.extend(&record);
-        self.records.extend(crc32c::crc32c(&record).to_le_bytes());
         if let Some(file) = self.files.last_mut() {
             file.records.push(Record {
                 chunk: number as u32,
-                len: (self.records.len() - start) as u16,
+                len: record.len() as u16,
+                sum: crc32c::crc32c(&record),
                 offset: start as u64,
             });
         }

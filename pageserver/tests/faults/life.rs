@@ -10,6 +10,14 @@ use std::sync::Arc;
 
 use pageserver::*;
 
+/// Upkeep that flattens early.
+fn tending(packing: Option<i32>) -> Tending {
+    Tending {
+        packing,
+        flatten_every: 2,
+    }
+}
+
 pub const NOW: Time = Time {
     secs: 1_700_000_000,
     nanos: 0,
@@ -234,11 +242,11 @@ impl Life {
                 Ok(())
             }
             Step::Upkeep => {
-                while store.tend(None, &mut |_| true).map_err(told)? {}
+                while store.tend(&tending(None), &mut |_| true).map_err(told)? {}
                 Ok(())
             }
             Step::Pack => {
-                while store.tend(Some(3), &mut |_| true).map_err(told)? {}
+                while store.tend(&tending(Some(3)), &mut |_| true).map_err(told)? {}
                 Ok(())
             }
             Step::Close(b) => {

@@ -154,13 +154,23 @@ fn fill(store: &Arc<Store>) {
         .for_each(|timeline| timeline.sync_all().expect("sync"));
     sum(store);
     for _ in 0..PACKED {
-        assert!(store.tend(Some(3), &mut |_| true).expect("packed"));
+        assert!(
+            store
+                .tend(
+                    &Tending {
+                        packing: Some(3),
+                        ..Tending::default()
+                    },
+                    &mut |_| true
+                )
+                .expect("packed")
+        );
     }
 }
 
 /// Has all sealed blocks get their checksums.
 pub fn sum(store: &Store) {
-    while store.tend(None, &mut |_| true).expect("summed") {}
+    while store.tend(&Tending::default(), &mut |_| true).expect("summed") {}
 }
 
 /// What only the log has when the store is killed.

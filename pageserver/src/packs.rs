@@ -99,6 +99,19 @@ impl Packs {
         if let Some(pack) = self.opened().get(id) {
             return Ok(pack);
         }
+        let pack = Arc::new(self.open_anew(id)?);
+        self.opened().keep(id, pack.clone());
+        // One that was removed meanwhile would keep its space for as long as it is open.
+        let path = self.path(id);
+        let is_there = self.disk.exists(&path);
+        if !is_there.map_err(Error::io(format!("look at {}", path.display())))? {
+            self.opened().packs.remove(&id);
+        }
+        Ok(pack)
+    }
+
+    /// As it is under its name now, also where it is open already.
+    pub fn open_anew(&self, id: PackId) -> Result<Pack<PackFile>> {
         let path = self.path(id);
         let file = match self.disk.open_regular(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -111,16 +124,6 @@ impl Packs {
         if self.known().get(&id).is_some_and(|sum| *sum != pack.sum()) {
             let what = format!("the pack {id} is another one");
             return Err(Error::Damaged { what });
-        }
-        let pack = Arc::new(pack);
-        self.opened().keep(id, pack.clone());
-        // One that was removed meanwhile would keep its space for as long as it is open.
-        if !self
-            .disk
-            .exists(&path)
-            .map_err(Error::io(format!("look at {}", path.display())))?
-        {
-            self.opened().packs.remove(&id);
         }
         Ok(pack)
     }

@@ -32,7 +32,7 @@ impl Checker<'_> {
             None => layers::place(id),
         };
         // One that can't be used was found when its files were looked for.
-        if pack.is_some_and(|pack| self.layers.sealed.packs.open(pack).is_err()) {
+        if pack.is_some_and(|pack| self.layers.sealed.packs.open_anew(pack).is_err()) {
             return;
         }
         let body = self.body(id);

@@ -110,7 +110,7 @@ impl Checker<'_> {
     /// The layer's backing files, or what its pack has; what can't be one is a finding.
     fn files(&mut self, id: LayerId) -> Vec<Found> {
         if let Some(pack) = self.catalog.layer(id).ok().and_then(|record| record.pack) {
-            return match self.layers.sealed.packs.open(pack) {
+            return match self.layers.sealed.packs.open_anew(pack) {
                 Ok(pack) => parts::found(&pack.files().iter().map(|file| (file.ino, file.kept)).collect()),
                 Err(error) => {
                     self.found(Finding::damage(place(id), error.damage()));

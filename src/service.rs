@@ -206,10 +206,14 @@ impl Service {
     fn check_storage_unused(&self, name: &StorageName) -> Result<()> {
         let pgs = self.memory.get().pgs.clone();
         if let Some((pg, _)) = pgs.iter().find(|(_, record)| record.storage == *name) {
-            return Err(Error::refused(format!("{pg} lies in the storage {name}"))
-                .hint(format!("`zenith pg destroy {pg}` first, or leave the storage attached")));
+            return Err(Error::refused(format!("{pg} lies in the storage {name}")).hint(
+                "a storage stays attached for as long as a pg lies in it; attach it again to give it other options",
+            ));
         }
-        let store = self.storages.named(name)?;
+        // Of one that can't be used nothing is mounted.
+        let Ok(store) = self.storages.named(name) else {
+            return Ok(());
+        };
         let places = self.table.places();
         let used = places.iter().find(|place| store.branch(place.view.branch()).is_ok());
         used.map_or(Ok(()), |place| Err(branches::mounted(&place.view, &place.dir)))

@@ -214,7 +214,8 @@ fn succeed(command: &mut Command) {
 fn errors_of(mut client: Child) -> Vec<String> {
     let ended_before = client.try_wait().expect("asked");
     let pid = nix::unistd::Pid::from_raw(client.id() as i32);
-    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
+    // A shell has what it starts in the background ignore SIGINT.
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
     let output = client.wait_with_output().expect("it ends");
     let said = String::from_utf8_lossy(&output.stderr);
     let complaints = said

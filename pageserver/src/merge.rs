@@ -65,6 +65,11 @@ enum Records {
 }
 
 impl Store {
+    /// How many layers that nobody names could be merged with the one above.
+    pub fn unmerged(&self) -> usize {
+        self.catalog().mergeable().count()
+    }
+
     /// Merges a layer that nobody names with the only one that stands on it. False when there is none, or `pace` has ended it.
     pub(crate) fn merge_next(&self, level: i32, pace: Pace) -> Result<bool> {
         let Some(pair) = self.choose_pair()? else {

@@ -140,6 +140,7 @@ CLAIMS = {
     "with-many-files": (many_files, snapshots_and_views),
     "scan-of-a-view": (scanned_table, lambda claim, side, _size: scan_costs(claim, side)),
     "history": (one_gib, lambda claim, side, size: layers.history_costs(claim, side, size, Answer)),
+    "depth": (one_gib, lambda claim, side, size: layers.depth_costs(claim, side, size, Answer)),
     "packed": (one_gib, lambda claim, side, _size: layers.packed_costs(claim, side, Answer)),
 }
 

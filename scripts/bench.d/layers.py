@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from machine import AS_ROOT, Failed, Meter, bytes_on_disk, drop_caches, run
+from postgres import Cluster
 from report import progress
 from sides import Plain, Zenith
 
@@ -18,6 +19,7 @@ PAGE = 8192
 PROBES = 5  # measurements of a speed, of which the median counts
 RANDOM_READS = 3000
 KEPT = 10
+BRANCHES = 20
 
 
 def speeds(sides, size):
@@ -28,7 +30,9 @@ def speeds(sides, size):
             side.cluster.sql("CHECKPOINT")
             found.setdefault(("TPC-B", side.name), []).append(side.cluster.pgbench(8, size.seconds // 2)[1])
             found.setdefault(("select-only", side.name), []).append(side.cluster.pgbench(8, size.seconds // 2, "-n", "-S")[1])
-    return {key: statistics.median(rates) for key, rates in found.items()}
+    medians = {key: statistics.median(rates) for key, rates in found.items()}
+    progress("a second: " + ", ".join(f"{what} on {side} {rate:.0f}" for (what, side), rate in medians.items()))
+    return medians
 
 
 def slower(before, after, name):
@@ -43,14 +47,15 @@ def storage(side, name="local"):
 
 
 def wait_for_upkeep(side, name="local"):
-    """Until the storage has nothing to do any more: nothing waits, and its size has stopped to change."""
-    sizes = []
-    while len(sizes) < 3 or len(set(sizes[-3:])) > 1:
+    """Until the storage has nothing to do any more: nothing waits, and its size and what can be merged have stopped to change."""
+    states = []
+    while len(states) < 3 or len(set(states[-3:])) > 1:
         time.sleep(3)
         found = storage(side, name)
-        sizes.append((found["used"], found["unsummed"], found["unpacked"]))
-        if found["unsummed"] or found["unpacked"]:
-            sizes.clear()
+        states.append((found["used"], found["unmerged"]))
+        waits = "unpacked" if found["options"] else "unmerged"
+        if found["unsummed"] or found[waits]:
+            states.clear()
 
 
 def write_with_snapshots(side, seconds):
@@ -138,6 +143,58 @@ def history_costs(claim, side, size, answer):
             answers.append(answer(claim, f"{name} {when}, slower against plain than before", slower(before, then, name), 5, "%"))
     fresh, used = fresh_copy(side, [*tags[-KEPT:], "end"])
     answers.append(answer(claim, f"{used / MIB:.0f} MiB held after pruning, more than a fresh copy", 100 * (used / fresh - 1), 5, "%"))
+    return answers
+
+
+def write_and_snapshot(side, count, seconds):
+    """Eight clients write, and meanwhile so many snapshots are taken; returns their names."""
+    tags = []
+    with ThreadPoolExecutor() as pool:
+        load = pool.submit(side.cluster.pgbench, 8, seconds)
+        for number in range(count):
+            tags.append(f"number-{number:04}")
+            side.snapshot(tags[-1])
+        load.result()
+    return tags
+
+
+def branch_deep(side, tag):
+    """A data directory that is twenty branches away from a snapshot; each of them has changed something."""
+    for number in range(BRANCHES):
+        directory, branch = side.home / f"deep-{number}", f"deep-{number}"
+        side.mount(tag, directory, "--cow", branch)
+        cluster = Cluster(side.options.postgres, directory, side.home / f"deep-{number}-sockets")
+        with cluster.running():
+            cluster.pgbench(8, 2)
+        tag = f"{branch}@next"
+        side.zenith("snapshot", "create", tag)
+    return cluster
+
+
+def depth_costs(claim, side, size, answer):
+    """A cluster after a thousand snapshots and far from where it began, against itself without them; the plain filesystem beside it tells what its
+    growth alone costs."""
+    plain = Plain(side.options, f"{claim}-plain")
+    plain.fill(size.claim_scale["1GiB"])
+    sides = [plain, side]
+    answers = []
+    with plain.cluster.running():
+        with side.cluster.running():
+            before = speeds(sides, size)
+            plain.cluster.pgbench(8, size.history_seconds // 4)
+            tags = write_and_snapshot(side, size.snapshots * 5, size.history_seconds // 4)
+            wait_for_upkeep(side)
+            after = speeds(sides, size)
+        side.zenith("snapshot", "create", "main@last")
+        side.cluster = branch_deep(side, "main@last")
+        wait_for_upkeep(side)
+        with side.cluster.running():
+            deep = speeds(sides, size)
+    for when, then in ((f"after {len(tags)} snapshots", after), (f"on a view {BRANCHES} branches deep", deep)):
+        for name in ("TPC-B", "select-only"):
+            answers.append(answer(claim, f"{name} {when}, slower against plain than before", slower(before, then, name), 3, "%"))
+    for number in range(BRANCHES):
+        side.zenith("umount", side.home / f"deep-{number}")
     return answers
 
 

@@ -5,13 +5,19 @@ returns a rate (more is better) with the amount of work done and what that cost,
 piece of work: a transaction, or a MiB.
 """
 
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from machine import Meter, drop_caches
 from report import progress
+
+
+PAGE = 8192
+WAL_SEGMENT = 16 << 20
 
 
 @dataclass
@@ -102,6 +108,30 @@ def select_only(side, size):
     return pgbench(side, size, 8, "-n", "-S")
 
 
+def select_only_cold(side, size):
+    """As select-only, from caches that are empty when it begins."""
+    restart_cold(side)
+    return pgbench(side, size, 8, "-n", "-S")
+
+
+def wal_writes(side, size):
+    """What a commit asks of the filesystem, without Postgres: pages that are overwritten one after the other, each made durable."""
+    path = side.cluster.data / "pg_wal" / "pattern"
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.pwrite(file, bytes(WAL_SEGMENT), 0)
+    os.fsync(file)
+    page, written = os.urandom(PAGE), 0
+    with Meter(side.service_pid()) as meter:
+        end = time.monotonic() + size.seconds / 2
+        while time.monotonic() < end:
+            os.pwrite(file, page, written * PAGE % WAL_SEGMENT)
+            os.fdatasync(file)
+            written += 1
+    os.close(file)
+    path.unlink()
+    return Load(written / meter.seconds, written, meter)
+
+
 def bulk_load(side, statement):
     """MiB a second until the table is on disk: a load that is only in memory is not done."""
     side.cluster.sql("DROP TABLE IF EXISTS bulk; CREATE TABLE bulk (LIKE pgbench_accounts); CHECKPOINT")
@@ -124,11 +154,15 @@ def create_table_as(side, size):
     return bulk_load(side, f"DROP TABLE bulk; CREATE TABLE bulk AS SELECT * FROM pgbench_accounts WHERE aid <= {size.bulk_rows}")
 
 
-def cold_scan(side, _size):
-    """Postgres' caches and the kernel's are empty. Whatever the filesystem's own process remembers, it may use."""
+def restart_cold(side):
     side.cluster.stop()
     drop_caches()
     side.cluster.start()
+
+
+def cold_scan(side, _size):
+    """Postgres' caches and the kernel's are empty. Whatever the filesystem's own process remembers, it may use."""
+    restart_cold(side)
     with Meter(side.service_pid()) as meter:
         side.cluster.sql("SELECT count(*) FROM pgbench_accounts")
     megabytes = int(side.cluster.sql("SELECT pg_relation_size('pgbench_accounts') >> 20"))
@@ -152,6 +186,8 @@ WORKLOADS = {
     "tpcb-8": lambda side, size: tpcb(side, size, 8),
     "tpcb-8-snapshots": tpcb_with_snapshots,
     "select-8": select_only,
+    "select-8-cold": select_only_cold,
+    "wal-writes": wal_writes,
     "copy": copy,
     "create-table-as": create_table_as,
     "cold-scan": cold_scan,

@@ -61,6 +61,8 @@ pub struct Storage {
     pub unsummed: usize,
     /// Of a compressed storage: sealed layers that are not packed yet.
     pub unpacked: usize,
+    /// Sealed layers that nobody names and that can be merged. In a compressed storage some stay: their space would not be worth the work.
+    pub unmerged: usize,
     /// Bytes that its filesystem can still take.
     pub available: u64,
     /// What to know of that filesystem.
@@ -183,6 +185,7 @@ impl Storage {
             branches: store.branches().len(),
             unsummed: store.unsummed(),
             unpacked: options.packing().map_or(0, |_| store.unpacked()),
+            unmerged: store.unmerged(),
             available: store.space()?.available,
             warning: store.warning().map(String::from),
             upkeep_error: None,
@@ -201,6 +204,7 @@ impl Storage {
             branches: 0,
             unsummed: 0,
             unpacked: 0,
+            unmerged: 0,
             available: 0,
             warning: None,
             upkeep_error: None,

@@ -23,7 +23,7 @@ enum Verb {
     Detach(Detach),
 }
 
-/// Attach a storage, made new when nothing is there
+/// Attach a storage, made new when nothing is there; again, to give it other options
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   zenith storage attach -t native -c path=/mnt/fast/zenith -n fast
@@ -58,7 +58,7 @@ struct Show {
 
 /// Let go of a storage; what is in it stays there
 ///
-/// Refused while a pg or a mount uses it.
+/// Refused while a pg lies in it, running or not, or something of it is mounted.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   zenith storage detach fast

@@ -85,6 +85,13 @@ impl Service {
             let name = name.to_string();
             return Err(pageserver::Error::BranchExists { name }.into());
         }
+        let home = self.memory.get().pgs.get(name).map(|record| record.storage.clone());
+        if let Some(home) = home.filter(|home| self.storages.named(home).is_err()) {
+            return Err(
+                Error::refused(format!("{name} is a pg in the storage {home}, which can't be used"))
+                    .hint("bring its disk back, or take another name"),
+            );
+        }
         let store = self.storages.named(storage)?;
         let made = store.create_bound_branch(name, start, bond, owner.ids(), now())?;
         tracing::info!(from = made.parent, "branch {name} made in the storage {storage}");

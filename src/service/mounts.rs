@@ -399,7 +399,8 @@ fn still_used(kept: Vec<Error>) -> Option<Error> {
         [one] => one.hint.clone(),
         _ => None,
     };
-    let hint =
-        hint.unwrap_or_else(|| "stop what uses them (`zenith pg stop NAME`), or stop all the same with --force".into());
+    let hint = hint.unwrap_or_else(|| {
+        "stop the pgs, too (`zenith stop --pgs`), and what else uses them; or stop all the same with --force".into()
+    });
     Some(Error::refused(message).hint(hint))
 }

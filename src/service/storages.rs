@@ -15,7 +15,7 @@ use pageserver::{BranchName, Disk, Store, known_names};
 use super::memory::{Memory, StorageRecord};
 use super::parent::{Inherited, Parent};
 use super::startup::backing_files_max;
-use crate::api::storages::{NewStorage, Storage, StorageName};
+use crate::api::storages::{NewStorage, Options, Storage, StorageName};
 use crate::error::{Error, Result};
 
 /// How long those who work on a storage may take to let go of it, and how often to look.
@@ -56,6 +56,7 @@ impl Storages {
         let records = storages.memory.get().storages.clone();
         for (name, record) in records {
             let state = reopen(&record, inherited.lock(&name))
+                .and_then(|store| storages.refuse_twins(&name, &store).map(|()| store))
                 .and_then(|store| storages.keep_lock(&name, &store).map(|()| store))
                 .map_err(|error| {
                     tracing::error!("the storage {name} can't be used: {error}");
@@ -96,7 +97,7 @@ impl Storages {
         match self.attached().get(name) {
             Some(Ok(store)) => Ok(store.clone()),
             Some(Err(why)) => Err(Error::failure(format!("the storage {name} can't be used: {why}"))
-                .hint("bring its disk back and start the service again")),
+                .hint("bring its disk back and let the service look again: `zenith upgrade`")),
             None => Err(self.unknown(name)),
         }
     }
@@ -106,6 +107,11 @@ impl Storages {
         let stores = self.stores();
         let found = stores.iter().find(|(_, store)| store.branch(branch).is_ok());
         found.cloned().ok_or_else(|| {
+            if let Some((missing, _)) = self.attached().iter().find(|(_, state)| state.is_err()) {
+                return Error::not_found(format!("no branch named {branch}")).hint(format!(
+                    "the storage {missing} can't be used, and its branches are not seen: `zenith storage list`"
+                ));
+            }
             let known = stores.iter().flat_map(|(_, store)| store.branches());
             let error = pageserver::Error::NoBranch {
                 name: branch.to_string(),
@@ -123,7 +129,15 @@ impl Storages {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let options = new.options.checked(new.kind)?;
         let path = new.options.path()?.to_path_buf();
-        if name.is_local() || self.attached().contains_key(name) {
+        let attached = self.memory.get().storages.clone();
+        if attached.get(name).is_some_and(|record| record.path == path) && self.named(name).is_ok() {
+            return self.set_options(name, options);
+        }
+        if let Some((other, _)) = attached.iter().find(|(_, record)| record.path == path) {
+            return Err(Error::refused(format!("{} is the storage {other}", path.display()))
+                .hint("`zenith storage list` shows it"));
+        }
+        if name.is_local() || attached.contains_key(name) {
             return Err(Error::refused(format!("a storage named {name} exists already")).hint("take another name"));
         }
         if path.starts_with(self.local.dir()) {
@@ -131,7 +145,7 @@ impl Storages {
                 .hint("give a directory outside of it, best on another disk"));
         }
         let (store, warning) = make_or_open(&path)?;
-        self.refuse_twins(&store)?;
+        self.refuse_twins(name, &store)?;
         self.keep_lock(name, &store)?;
         let record = StorageRecord { path, options };
         self.memory
@@ -143,14 +157,25 @@ impl Storages {
         Ok(Storage { warning, ..storage })
     }
 
+    /// Who attaches what is attached gives other options.
+    fn set_options(&self, name: &StorageName, options: Options) -> Result<Storage> {
+        self.memory.change(|remembered| {
+            if let Some(record) = remembered.storages.get_mut(name) {
+                record.options = options;
+            }
+        })?;
+        tracing::info!("storage {name} has other options");
+        self.show(name)
+    }
+
     /// A name means one branch.
-    fn refuse_twins(&self, store: &Store) -> Result<()> {
+    fn refuse_twins(&self, name: &StorageName, store: &Store) -> Result<()> {
         for branch in store.branches() {
             if let Ok((storage, _)) = self.of(&branch.name) {
-                let name = branch.name;
+                let branch = branch.name;
                 return Err(
-                    Error::refused(format!("both {storage} and the new storage have a branch {name}"))
-                        .hint(format!("delete or detach one of them: `zenith branch -d {name}`")),
+                    Error::refused(format!("both {storage} and {name} have a branch {branch}"))
+                        .hint(format!("delete or detach one of them: `zenith branch -d {branch}`")),
                 );
             }
         }

@@ -239,7 +239,7 @@ fn a_dry_run_tells_whether_a_pg_or_its_storage_could_go() {
         4,
         &["storage", "detach", "fast", "--dry-run"],
         "shop lies in",
-        "pg destroy shop",
+        "attach it again",
     );
     sandbox.refused(4, &["branch", "-d", "shop", "--dry-run"], "shop is a pg", "pg destroy");
     assert_eq!(

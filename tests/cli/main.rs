@@ -12,3 +12,4 @@ mod rest;
 mod sandbox;
 mod schedules;
 mod service;
+mod storages;

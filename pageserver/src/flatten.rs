@@ -15,6 +15,7 @@
 //! written twice; when the names in the window go, merging finds the copies hidden and gives their space back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 
 use rocksdb::WriteBatch;
@@ -34,6 +35,9 @@ use crate::types::{BLOCK, Ino, Kind, LayerId};
 
 /// A file is worth it when the blocks that it shows are spread over as large a part of a window's layers.
 const SPREAD_MIN: usize = 4;
+
+/// Such a part of the disk must be free, since copies take room from those who write.
+const PLENTY: u64 = 10;
 
 /// A layer that is flattened.
 struct Flattening<'a> {
@@ -64,12 +68,17 @@ struct Spread<'a> {
 }
 
 impl Store {
-    /// Flattens the oldest layer with a window of `every` layers. False when there is none, or `pace` has ended it.
+    /// Flattens the oldest layer with a window of `every` layers, while the disk has plenty of room. False when there is none, or
+    /// `pace` has ended it.
     pub(crate) fn flatten_next(&self, every: usize, pace: Pace) -> Result<bool> {
         let chosen = self.catalog().to_be_flattened(every);
         let Some((top, window)) = chosen else {
             return Ok(false);
         };
+        let (space, is_begun) = (self.space()?, self.catalog().layer(top)?.flat == Flat::Begun);
+        if space.available < space.total / PLENTY && !is_begun {
+            return Ok(false);
+        }
         match self.flatten(top, window, every, pace) {
             // It was destroyed meanwhile.
             Err(_) if self.catalog().layer(top).is_err() => Ok(true),
@@ -101,11 +110,18 @@ impl Store {
             match flattening.file(ino, inode, every, pace) {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
+                Err(error) if error.is_full() => {
+                    tracing::warn!(layer = %top, %error, "files stay spread over many layers");
+                    break;
+                }
                 Err(error @ Error::Damaged { .. }) => {
                     tracing::error!(layer = %top, %ino, %error, "a file stays spread over many layers");
                 }
                 Err(error) => return Err(error),
             }
+        }
+        if !flattening.remove_unknown(pace)? {
+            return Ok(false);
         }
         self.set_flat(top, Flat::Done)?;
         tracing::info!(layer = %top, "a layer is flattened");
@@ -236,9 +252,12 @@ impl Flattening<'_> {
                 None if is_new => to.insert(self.layer.create_sized_backing(ino, content.size).map_err(failed())?),
                 None => to.insert(self.layer.backing(ino, true)),
             };
-            let copied = self.copy(&content, to, *number, blocks);
-            let Ok(sums) = copied else {
-                return self.give_up(ino, is_new).and(copied.map(|_| true));
+            let sums = match self.copy(&content, to, *number, blocks) {
+                Ok(sums) => sums,
+                Err(error) => {
+                    self.take_back(to, &spread.inherited).map_err(failed())?;
+                    return Err(error);
+                }
             };
             chunks.insert(*number, self.with_own(ino, *number, sums)?);
             if !pace(blocks.len() as u64 * BLOCK) {
@@ -278,6 +297,17 @@ impl Flattening<'_> {
         Ok(sums)
     }
 
+    /// Gives the space of copies that nobody knows back.
+    fn take_back(&self, to: &Backing, inherited: &BTreeMap<u64, Vec<u64>>) -> io::Result<()> {
+        for (number, blocks) in inherited {
+            for run in blocks.chunk_by(|a, b| a + 1 == *b) {
+                let offset = number * CHUNK + run[0] * BLOCK;
+                to.disk().punch(to.file()?, offset, run.len() as u64 * BLOCK)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The layer's checksums of a chunk, with those of the blocks that were added.
     fn with_own(&self, ino: Ino, number: u64, added: Vec<(u64, u32)>) -> Result<Chunk> {
         let own = codec::read_sums(&self.store.shared.db, self.layer.id, ino, number)?.unwrap_or_default();
@@ -288,13 +318,27 @@ impl Flattening<'_> {
         Ok(chunk)
     }
 
-    /// A file that the layer did not have before must not stay: nobody knows it.
-    fn give_up(&self, ino: Ino, is_new: bool) -> Result<()> {
-        if !is_new {
-            return Ok(());
+    /// Removes files that the layer did not have and that were not finished, now or by an earlier attempt: nobody knows them. False when
+    /// `pace` has ended it.
+    fn remove_unknown(&self, pace: Pace) -> Result<bool> {
+        let Some(_alone) = self.store.wait_for_layers(pace) else {
+            return Ok(false);
+        };
+        self.store.catalog().layer(self.top)?;
+        let kept = parts::kept(&self.store.shared.db, self.layer.id)?;
+        for found in self.layer.scan()? {
+            if !kept.contains_key(&found.ino) {
+                let removed = self.layer.remove(found.ino);
+                removed.map_err(Error::io(format!(
+                    "remove the file {} of layer {}",
+                    found.ino, self.top
+                )))?;
+            }
         }
-        let removed = self.layer.remove(ino);
-        removed.map_err(Error::io(format!("remove the file {ino} of layer {}", self.top)))
+        let dir = self.store.shared.layers.path(self.layer.id);
+        let synced = self.store.shared.disk.sync_dir(&dir);
+        synced.map_err(Error::io(format!("sync {}", dir.display())))?;
+        Ok(true)
     }
 
     fn commit(&self, spread: &Spread, chunks: &BTreeMap<u64, Chunk>, new: Option<&Found>) -> Result<()> {

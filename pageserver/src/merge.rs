@@ -72,54 +72,89 @@ impl Store {
 
     /// Merges a layer that nobody names with the only one that stands on it. False when there is none, or `pace` has ended it.
     pub(crate) fn merge_next(&self, level: i32, pace: Pace) -> Result<bool> {
-        let Some(pair) = self.choose_pair()? else {
-            return Ok(false);
-        };
-        match self.merge(&pair, level, pace) {
-            // One of them was destroyed meanwhile.
-            Err(_) if !self.is_pair(&pair) => Ok(true),
-            Err(error @ Error::Damaged { .. }) => {
-                tracing::error!(older = %pair.older, newer = %pair.newer, %error, "layers are not merged");
-                self.left_alone().insert(pair.older);
-                Ok(true)
+        let (mut begun, mut full): (Vec<Pair>, Option<Error>) = (Vec::new(), None);
+        for (older, newer) in self.mergeable() {
+            // Of what is half done nothing else is begun.
+            if begun.iter().any(|pair| pair.has(older) || pair.has(newer)) {
+                continue;
             }
-            merged => merged,
+            let pair = match self.begin_pair(older, newer) {
+                Err(_) if [older, newer].iter().any(|id| self.catalog().layer(*id).is_err()) => continue,
+                pair => pair?,
+            };
+            let Some(pair) = pair else {
+                continue;
+            };
+            match self.merge(&pair, level, pace) {
+                // One of them was destroyed meanwhile.
+                Err(_) if !self.is_pair(&pair) => return Ok(true),
+                Err(error @ Error::Damaged { .. }) => {
+                    tracing::error!(older = %pair.older, newer = %pair.newer, %error, "layers are not merged");
+                    self.left_alone().insert(pair.older);
+                    return Ok(true);
+                }
+                // Others may need less.
+                Err(error) if error.is_full() => full = full.or(Some(error)),
+                merged => return merged,
+            }
+            begun.push(pair);
+        }
+        match full {
+            None => Ok(false),
+            Some(error) => match self.empty(&begun)? {
+                true => Ok(true),
+                false => Err(error),
+            },
         }
     }
 
-    /// The next two to merge; if their files are to be touched, the older one is marked, durably.
-    fn choose_pair(&self) -> Result<Option<Pair>> {
-        let left_alone = self.left_alone().clone();
-        let pairs: Vec<(Body, Body, LayerId, LayerId)> = {
-            let catalog = self.catalog();
-            let body = |id| catalog.body_and_form(id);
-            let found = catalog.mergeable().filter(|(older, _)| !left_alone.contains(older));
-            let found = found.map(|(older, newer)| Ok((body(older)?, body(newer)?, older, newer)));
-            found.collect::<Result<_>>()?
-        };
-        for (older_body, newer_body, older, newer) in pairs {
-            let is_plain = [older_body, newer_body].iter().all(|body| body.form == Form::Plain);
-            if is_plain {
-                self.mark(older, older_body.id, newer_body.id)?;
-            } else if !self.is_worth_packing(older, newer)? {
-                continue;
+    /// Makes room where there is none for merging: takes from the files of older layers what nobody sees of them. Whether there was
+    /// any that had not been emptied before.
+    fn empty(&self, begun: &[Pair]) -> Result<bool> {
+        let mut was_any = false;
+        for pair in begun.iter().filter(|pair| pair.is_plain()) {
+            if self.emptied().insert((pair.older, pair.newer)) {
+                was_any |= self.merger(pair)?.empty()?;
+                self.forget_bytes(&[pair.older, pair.newer]);
             }
-            let has_more = is_plain && self.layer_bytes(older, true)? > self.layer_bytes(newer, true)?;
-            let (stays, ends) = if has_more {
-                (older_body.id, newer_body.id)
-            } else {
-                (newer_body.id, older_body.id)
-            };
-            return Ok(Some(Pair {
-                older,
-                newer,
-                older_body,
-                newer_body,
-                stays,
-                ends,
-            }));
         }
-        Ok(None)
+        Ok(was_any)
+    }
+
+    fn mergeable(&self) -> Vec<(LayerId, LayerId)> {
+        let left_alone = self.left_alone().clone();
+        let catalog = self.catalog();
+        let found = catalog.mergeable().filter(|(older, _)| !left_alone.contains(older));
+        found.collect()
+    }
+
+    /// Two layers as they are to be merged, unless that would not be worth it; if their files are to be touched, the older one is marked,
+    /// durably.
+    fn begin_pair(&self, older: LayerId, newer: LayerId) -> Result<Option<Pair>> {
+        let (older_body, newer_body) = {
+            let catalog = self.catalog();
+            (catalog.body_and_form(older)?, catalog.body_and_form(newer)?)
+        };
+        let is_plain = [older_body, newer_body].iter().all(|body| body.form == Form::Plain);
+        if is_plain {
+            self.mark(older, older_body.id, newer_body.id)?;
+        } else if !self.is_worth_packing(older, newer)? {
+            return Ok(None);
+        }
+        let has_more = is_plain && self.layer_bytes(older, true)? > self.layer_bytes(newer, true)?;
+        let (stays, ends) = if has_more {
+            (older_body.id, newer_body.id)
+        } else {
+            (newer_body.id, older_body.id)
+        };
+        Ok(Some(Pair {
+            older,
+            newer,
+            older_body,
+            newer_body,
+            stays,
+            ends,
+        }))
     }
 
     fn mark(&self, older: LayerId, older_body: LayerId, newer_body: LayerId) -> Result<()> {
@@ -146,24 +181,28 @@ impl Store {
     }
 
     fn merge(&self, pair: &Pair, level: i32, pace: Pace) -> Result<bool> {
+        let merger = self.merger(pair)?;
+        match pair.is_plain() {
+            true => merger.merge_files(pace),
+            false => merger.merge_packs(level, pace),
+        }
+    }
+
+    fn merger<'a>(&'a self, pair: &'a Pair) -> Result<Merger<'a>> {
         let (base, newer) = {
             let mut catalog = self.catalog();
             let base = catalog.layer(pair.older)?.parent;
             let base = load::sealed(&self.shared, &mut catalog, base)?;
             (base, load::sealed(&self.shared, &mut catalog, Some(pair.newer))?)
         };
-        let merger = Merger {
+        Ok(Merger {
             store: self,
             pair,
             older: parts::kept(&self.shared.db, pair.older_body.id)?,
             newer: parts::kept(&self.shared.db, pair.newer_body.id)?,
             base,
             ns: newer,
-        };
-        match pair.is_plain() {
-            true => merger.merge_files(pace),
-            false => merger.merge_packs(level, pace),
-        }
+        })
     }
 
     /// The bytes of a sealed layer's blocks that nobody sees through the only one that stands on it, and those of all its blocks.
@@ -258,6 +297,10 @@ impl Catalog {
 }
 
 impl Pair {
+    fn has(&self, layer: LayerId) -> bool {
+        layer == self.older || layer == self.newer
+    }
+
     fn is_plain(&self) -> bool {
         [self.older_body, self.newer_body]
             .iter()

@@ -51,7 +51,7 @@ impl Store {
     }
 
     fn pack(&self, id: LayerId, body: LayerId, level: i32, pace: Pace) -> Result<bool> {
-        let mut pack = NewPack::begin(self, level)?;
+        let mut pack = NewPack::begin(self, level, false)?;
         let layer = self.shared.layers.open(body);
         for (ino, kept) in parts::kept(&self.shared.db, body)? {
             pack.begin_file(ino, kept);
@@ -127,7 +127,8 @@ impl Drop for NewPack<'_> {
 }
 
 impl<'a> NewPack<'a> {
-    pub fn begin(store: &'a Store, level: i32) -> Result<NewPack<'a>> {
+    /// `frees` is whether more will be free when it is finished than is now.
+    pub fn begin(store: &'a Store, level: i32, frees: bool) -> Result<NewPack<'a>> {
         let shared = &store.shared;
         let packs = &shared.sealed.packs;
         let made = shared.disk.make_dir(packs.dir());
@@ -148,6 +149,7 @@ impl<'a> NewPack<'a> {
             file,
             at: 0,
             buf: Vec::with_capacity(WRITE),
+            frees,
         };
         let writer = Writer::new(sink, level).map_err(failed())?;
         Ok(NewPack {
@@ -234,6 +236,8 @@ struct PackSink<'a> {
     file: DiskFile,
     at: u64,
     buf: Vec<u8>,
+    /// More will be free when the pack is finished than is now.
+    frees: bool,
 }
 
 impl Write for PackSink<'_> {
@@ -248,7 +252,10 @@ impl Write for PackSink<'_> {
     fn flush(&mut self) -> io::Result<()> {
         let shared = &self.store.shared;
         let len = self.buf.len() as u64;
-        shared.room.take(len)?;
+        match self.frees {
+            true => shared.room.take_to_free(len)?,
+            false => shared.room.take(len)?,
+        }
         shared.disk.write_at(&self.file, &self.buf, self.at).1?;
         shared.disk.start_sync(&self.file, self.at..self.at + len)?;
         self.at += len;

@@ -96,6 +96,19 @@ impl Room {
         Ok(())
     }
 
+    /// As [`Room::take`], for what gives back more than it takes: it may have what the reserve leaves free, except for so much that the
+    /// database keeps the file.
+    pub fn take_to_free(&self, bytes: u64) -> io::Result<()> {
+        if self.take(bytes).is_ok() {
+            return Ok(());
+        }
+        let left = self.disk.space(&self.dir)?.available;
+        match left >= bytes.saturating_add(self.file_len() / 2) {
+            true => Ok(()),
+            false => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+        }
+    }
+
     /// Sees to it that the database can write so many bytes, as far as the reserve allows.
     pub fn for_database(&self, bytes: usize) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);

@@ -101,6 +101,8 @@ pub struct Store {
     pub(crate) bodies: RwLock<()>,
     /// Layers that could not be packed or merged since something in them is damaged.
     left_alone: Mutex<HashSet<LayerId>>,
+    /// Layers, each with the one above, of which on a full disk all was taken that nobody sees.
+    emptied: Mutex<HashSet<(LayerId, LayerId)>>,
     warning: Option<String>,
     lock: Flock<StdFile>,
 }
@@ -148,6 +150,7 @@ impl Store {
             wal_bytes: Mutex::default(),
             bodies: RwLock::default(),
             left_alone: Mutex::default(),
+            emptied: Mutex::default(),
             warning,
             lock,
         };
@@ -182,6 +185,10 @@ impl Store {
 
     pub(crate) fn left_alone(&self) -> MutexGuard<'_, HashSet<LayerId>> {
         self.left_alone.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(crate) fn emptied(&self) -> MutexGuard<'_, HashSet<(LayerId, LayerId)>> {
+        self.emptied.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {

@@ -140,6 +140,18 @@ impl Storages {
         if name.is_local() || attached.contains_key(name) {
             return Err(Error::refused(format!("a storage named {name} exists already")).hint("take another name"));
         }
+        let others = attached.values().map(|record| &record.path);
+        if let Some(other) = others
+            .into_iter()
+            .find(|other| path.starts_with(other) || other.starts_with(&path))
+        {
+            return Err(Error::refused(format!(
+                "{} and the storage {} lie in one another",
+                path.display(),
+                other.display()
+            ))
+            .hint("give a directory of its own, best on another disk"));
+        }
         if path.starts_with(self.local.dir()) {
             return Err(Error::refused(format!("{} lies in the store", path.display()))
                 .hint("give a directory outside of it, best on another disk"));

@@ -1,6 +1,6 @@
 //! Merging layers that have backing files: these go to the body that stays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 
@@ -151,6 +151,38 @@ impl Merger<'_> {
         Ok(Some(Records::Mix(both.kept, both.limit)))
     }
 
+    /// Takes from the older layer's files what nobody sees of them, which needs no room; whether there was any.
+    pub fn empty(&self) -> Result<bool> {
+        let mut was_any = false;
+        for (ino, older) in &self.older {
+            let Some(_alone) = self.store.layers_alone() else {
+                return Ok(was_any);
+            };
+            let Some(newer) = self.newer.get(ino).filter(|_| self.store.is_pair(self.pair)) else {
+                continue;
+            };
+            let failed = || Error::io(format!("punch the file {ino} of layer {}", self.pair.older));
+            let paths = [self.pair.older_body.id, self.pair.newer_body.id].map(|body| self.path(body, *ino));
+            // One file of both has newer's blocks, too.
+            if self.disk().is_same(&paths[0], &paths[1]).map_err(failed())? {
+                continue;
+            }
+            let both = self.both(*ino, *older, *newer)?;
+            let seen: BTreeSet<u64> = inherited(&both.older, &both.newer, both.limit).collect();
+            let unseen = blocks(&both.older).map(|(block, _)| block);
+            let unseen: Vec<u64> = unseen.filter(|block| !seen.contains(block)).collect();
+            let file = self.open(self.pair.older_body.id, *ino, true)?;
+            self.punch(&file, &unseen).map_err(failed())?;
+            was_any |= !unseen.is_empty();
+        }
+        Ok(was_any)
+    }
+
+    fn punch(&self, file: &DiskFile, blocks: &[u64]) -> io::Result<()> {
+        let mut runs = blocks.chunk_by(|a, b| a + 1 == *b);
+        runs.try_for_each(|run| self.disk().punch(file, run[0] * BLOCK, run.len() as u64 * BLOCK))
+    }
+
     /// Keeps the checksum of a last block that ends earlier in newer than it did in older, as a block of newer, which has it now: before
     /// older's file becomes the same.
     fn keep_last(&self, ino: Ino, newers: &BTreeMap<u64, Chunk>, (last, sum): (u64, u32)) -> Result<()> {
@@ -232,7 +264,8 @@ impl Copy<'_> {
                 buf[len..].fill(0);
                 tail = buf.chunks(BLOCK as usize).next_back().map(sums::of);
             }
-            self.merger.store.shared.room.take(len as u64).map_err(failed())?;
+            let room = &self.merger.store.shared.room;
+            room.take_to_free(len as u64).map_err(failed())?;
             let (_, written) = self.merger.disk().write_at(to, &buf[..len], offset);
             written.map_err(failed())?;
             if !pace(len as u64) {
@@ -260,13 +293,7 @@ impl Copy<'_> {
             .map(|(block, _)| block)
             .filter(|block| *block >= limit)
             .collect();
-        for run in unseen.chunk_by(|a, b| a + 1 == *b) {
-            let punched = self
-                .merger
-                .disk()
-                .punch(older, run[0] * BLOCK, run.len() as u64 * BLOCK);
-            punched.map_err(failed())?;
-        }
+        self.merger.punch(older, &unseen).map_err(failed())?;
         self.merger.disk().set_len(older, self.size).map_err(failed())
     }
 }

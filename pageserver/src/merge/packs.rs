@@ -30,7 +30,7 @@ impl Store {
 impl Merger<'_> {
     pub fn merge_packs(&self, level: i32, pace: Pace) -> Result<bool> {
         let (store, pair) = (self.store, self.pair);
-        let mut pack = NewPack::begin(store, level)?;
+        let mut pack = NewPack::begin(store, level, true)?;
         let mut records = BTreeMap::new();
         for ino in self.inos() {
             if !store.is_pair(pair) {

@@ -28,6 +28,13 @@ fn who_attaches_a_storage_again_gives_it_other_options() {
         "is the storage fast",
         "zenith storage list",
     );
+    let inside = format!("path={}", sandbox.path("disk/layers").display());
+    sandbox.refused(
+        4,
+        &["storage", "attach", "-n", "other", "-c", &inside],
+        "lie in one another",
+        "of its own",
+    );
     sandbox.refused(
         4,
         &["storage", "detach", "fast", "--yes"],

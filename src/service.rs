@@ -206,9 +206,9 @@ impl Service {
     fn check_storage_unused(&self, name: &StorageName) -> Result<()> {
         let pgs = self.memory.get().pgs.clone();
         if let Some((pg, _)) = pgs.iter().find(|(_, record)| record.storage == *name) {
-            return Err(Error::refused(format!("{pg} lies in the storage {name}")).hint(
-                "a storage stays attached for as long as a pg lies in it; attach it again to give it other options",
-            ));
+            return Err(Error::refused(format!("{pg} lies in the storage {name}")).hint(format!(
+                "zenith pg destroy {pg}, if it is not needed any more; other options come by attaching the storage again"
+            )));
         }
         // Of one that can't be used nothing is mounted.
         let Ok(store) = self.storages.named(name) else {

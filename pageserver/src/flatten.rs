@@ -75,7 +75,8 @@ impl Store {
         let Some((top, window)) = chosen else {
             return Ok(false);
         };
-        let (space, is_begun) = (self.space()?, self.catalog().layer(top)?.flat == Flat::Begun);
+        let is_begun = |record: &LayerRecord| record.flat == Flat::Begun;
+        let (space, is_begun) = (self.space()?, self.catalog().layer(top).is_ok_and(is_begun));
         if space.available < space.total / PLENTY && !is_begun {
             return Ok(false);
         }
@@ -194,9 +195,11 @@ impl Flattening<'_> {
         let layers = &self.store.shared.layers;
         let file = File::new(ino, inode, |id| layers.open(sealed.body(id)).backing(ino, false));
         let failed = || Error::io(format!("read the file {ino} of layer {}", self.top));
+        // The namespace may not know yet what an earlier attempt has given the layer.
+        let own = sealed.chunks(self.layer.id, ino)?;
         let inherited = {
             let content = file.shared().map_err(failed())?;
-            self.inherited(&content, spread_min)
+            self.inherited(&content, &own, spread_min)
         };
         if inherited.is_empty() {
             return Ok(true);
@@ -212,7 +215,11 @@ impl Flattening<'_> {
 
     /// The blocks that the window answers for, by chunk, if they are in so many of its layers. The file's oldest part has what was never
     /// written since, and stays as it is; a last block that ends early stays where it is, too.
-    fn inherited(&self, content: &Content, spread_min: usize) -> BTreeMap<u64, Vec<u64>> {
+    fn inherited(&self, content: &Content, own: &BTreeMap<u64, Chunk>, spread_min: usize) -> BTreeMap<u64, Vec<u64>> {
+        let is_own = |block: u64| {
+            let chunk = own.get(&(block / CHUNK_BLOCKS));
+            chunk.is_some_and(|chunk| chunk.sum(block % CHUNK_BLOCKS).is_some())
+        };
         let is_in_window: Vec<bool> = content
             .parts
             .iter()
@@ -222,7 +229,7 @@ impl Flattening<'_> {
         let (mut inherited, mut slots) = (BTreeMap::<u64, Vec<u64>>::new(), BTreeSet::new());
         for block in 0..content.size / BLOCK {
             let slot = content.slot(block);
-            if slot != HOLE && is_in_window[usize::from(slot)] {
+            if slot != HOLE && is_in_window[usize::from(slot)] && !is_own(block) {
                 slots.insert(slot);
                 let chunk = inherited.entry(block / CHUNK_BLOCKS).or_default();
                 chunk.push(block % CHUNK_BLOCKS);

@@ -27,10 +27,15 @@ struct Disks {
     available: Mutex<Option<u64>>,
     /// Calls that fail for lack of room, after so many of them.
     writes: Mutex<Option<usize>>,
+    /// Calls that fail.
+    failing: Mutex<Option<Call>>,
 }
 
 impl Hook for Disks {
     fn before(&self, call: Call) -> io::Result<()> {
+        if *self.failing.lock().expect("unpoisoned") == Some(call) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let mut writes = self.writes.lock().expect("unpoisoned");
         match (&mut *writes, call) {
             (Some(0), Call::Write) => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
@@ -208,6 +213,25 @@ fn a_disk_that_gets_full_ends_flattening() {
         world.compare(&[0, 40, 62, 63, 69]);
         world.is_sound();
     }
+}
+
+/// An attempt that fails behind its last file is made again, and finds the disk full: what the first one has done stays.
+#[test]
+fn what_was_copied_before_stays() {
+    let world = World::new("copied-before");
+    world.tend_sums();
+    *world.disks.failing.lock().expect("unpoisoned") = Some(Call::List);
+    world.tend().expect_err("an error of the disk");
+    *world.disks.failing.lock().expect("unpoisoned") = None;
+    assert_eq!(world.unknown_files(), 1, "the other file was copied");
+    *world.disks.writes.lock().expect("unpoisoned") = Some(0);
+    world.tend().expect("upkeep");
+    *world.disks.writes.lock().expect("unpoisoned") = None;
+    world.compare(&[0, 40, 62, 63, 69]);
+    world.is_sound();
+    let world = world.reopen();
+    world.compare(&[0, 40, 62, 63, 69]);
+    world.is_sound();
 }
 
 /// A file that was begun, and is none any more that is worth it, goes.

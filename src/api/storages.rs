@@ -67,7 +67,7 @@ pub struct Storage {
     pub available: u64,
     /// What to know of that filesystem.
     pub warning: Option<String>,
-    /// Why its upkeep (checksums, packing, merging) did not go on when it was last tried; it is tried again every minute.
+    /// Why its upkeep (checksums, flattening, packing, merging) did not go on when it was last tried; it is tried again every minute.
     pub upkeep_error: Option<String>,
     /// Why it can't be used.
     pub error: Option<String>,

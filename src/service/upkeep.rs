@@ -1,4 +1,4 @@
-//! What stores do for themselves while nobody waits: checksums of what was sealed, packing it in a compressed storage, merging of what
+//! What stores do for themselves while nobody waits: checksums of what was sealed, flattening, packing in a compressed storage, merging of what
 //! nobody names.
 //!
 //! One thread with the lowest priority there is, which pauses after each piece of work, so that neither a processor nor a disk is

@@ -8,21 +8,19 @@ use crate::sandbox::{Sandbox, text, until};
 
 const LINE: &str = "a line that is in the file again and again\n";
 
+/// Attaches a compressed storage; returns where it lies.
+fn attach(sandbox: &Sandbox) -> PathBuf {
+    let dir = sandbox.path("packed");
+    let path = format!("path={}", dir.display());
+    let compression = ["-c", "compression=zstd:5", "-n", "packed"];
+    sandbox.ok(&[&["storage", "attach", "-c", &path][..], &compression].concat());
+    dir
+}
+
 /// A branch in a compressed storage, mounted on `m`, with a snapshot of a file whose layer is packed.
 fn packed(name: &str) -> (Sandbox, PathBuf) {
     let sandbox = Sandbox::new(name);
-    let dir = sandbox.path("packed");
-    let path = format!("path={}", dir.display());
-    sandbox.ok(&[
-        "storage",
-        "attach",
-        "-c",
-        &path,
-        "-c",
-        "compression=zstd:5",
-        "-n",
-        "packed",
-    ]);
+    let dir = attach(&sandbox);
     sandbox.ok(&["branch", "big", "--empty", "--storage", "packed"]);
     sandbox.ok(&["mount", "big", "m", "--create"]);
     fs::write(sandbox.path("m/file"), LINE.repeat(100_000)).expect("written");
@@ -101,18 +99,7 @@ fn a_damaged_pack_is_an_error_of_the_read_and_told_by_the_check() {
 #[test]
 fn an_upkeep_that_fails_is_shown_and_goes_on_later() {
     let sandbox = Sandbox::new("upkeep-fails");
-    let dir = sandbox.path("packed");
-    let path = format!("path={}", dir.display());
-    sandbox.ok(&[
-        "storage",
-        "attach",
-        "-c",
-        &path,
-        "-c",
-        "compression=zstd",
-        "-n",
-        "packed",
-    ]);
+    let dir = attach(&sandbox);
     fs::write(dir.join("packs"), "in the way").expect("written");
     sandbox.ok(&["branch", "big", "--empty", "--storage", "packed"]);
     sandbox.ok(&["mount", "big", "m", "--create"]);

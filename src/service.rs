@@ -207,7 +207,7 @@ impl Service {
         let pgs = self.memory.get().pgs.clone();
         if let Some((pg, _)) = pgs.iter().find(|(_, record)| record.storage == *name) {
             return Err(Error::refused(format!("{pg} lies in the storage {name}")).hint(format!(
-                "zenith pg destroy {pg}, if it is not needed any more; other options come by attaching the storage again"
+                "zenith pg destroy {pg}, if it is not needed any more; to give the storage other options, attach it again"
             )));
         }
         // Of one that can't be used nothing is mounted.

@@ -194,6 +194,11 @@ impl Fs {
         self.view(node, |view, ino| Ok(opening(view, ino)))
     }
 
+    /// Whether it is a file of Postgres' WAL.
+    pub fn is_wal(&self, node: Node) -> bool {
+        self.view(node, |view, ino| Ok(view.is_wal(ino))).unwrap_or(false)
+    }
+
     /// Whether the kernel may keep the listing of a directory.
     pub fn opendir(&self, node: Node) -> Keep {
         match node {
@@ -205,6 +210,11 @@ impl Fs {
     /// Fills `buf` from `offset`; fewer bytes only at the end of the file.
     pub fn read(&self, node: Node, offset: u64, buf: &mut [u8]) -> FsResult<usize> {
         self.view(node, |view, ino| view.read(ino, offset, buf))
+    }
+
+    /// As [`Fs::read`], if that need not wait for the disk; if not, the disk may have begun to read.
+    pub fn read_at_once(&self, node: Node, offset: u64, buf: &mut [u8]) -> FsResult<Option<usize>> {
+        self.view(node, |view, ino| view.read_at_once(ino, offset, buf))
     }
 
     /// Holes are only told of what can't be written: the kernel asks without writing its dirty pages first, so that

@@ -16,6 +16,7 @@ mod buffer;
 mod convert;
 mod reply;
 mod serving;
+mod waiting;
 mod write_out;
 
 use std::ffi::OsStr;
@@ -38,6 +39,7 @@ use crate::fs::{Caller, Fs, Keep, Name, Opening};
 use crate::mount::Record;
 use crate::node::Node;
 use serving::{Requests, Serving};
+use waiting::{Place, Waiting};
 use write_out::WriteOut;
 
 /// The most bytes of one read or write.
@@ -60,6 +62,7 @@ const NO_HANDLE: FileHandle = FileHandle(0);
 pub(crate) struct Fuse {
     fs: Arc<Fs>,
     write_out: WriteOut,
+    waiting: Waiting,
     requests: Requests,
 }
 
@@ -67,10 +70,12 @@ impl Fuse {
     /// `record` is where the requests under way are noted.
     pub fn new(fs: Arc<Fs>, record: Arc<Record>) -> io::Result<Fuse> {
         let write_out = WriteOut::start(fs.clone())?;
+        let waiting = Waiting::of(record.clone())?;
         let requests = Requests::of(record);
         Ok(Fuse {
             fs,
             write_out,
+            waiting,
             requests,
         })
     }
@@ -80,6 +85,37 @@ impl Fuse {
         let serving = self.requests.begin(request)?;
         serve(&self.fs, &serving)
     }
+
+    /// A place to wait for what is being served; where there is none left, `serve` serves it here and now.
+    fn wait<T>(&self, serving: &Serving, serve: impl FnOnce(&Fs) -> FsResult<T>) -> FsResult<Served<T>> {
+        match self.waiting.place(serving.number()) {
+            Some(place) => Ok(Served::Waits(place)),
+            None => serve(&self.fs).map(Served::Now),
+        }
+    }
+
+    /// A commit's sync is served at once, since handing it on takes time that its caller waits, too. Those of other files are a checkpoint's, and
+    /// can be long.
+    fn sync(&self, request: &Request, node: Node, reply: ReplyEmpty) {
+        let served = self.serve(request, |fs, serving| match fs.is_wal(node) {
+            true => fs.fsync(node).map(Served::Now),
+            false => self.wait(serving, |fs| fs.fsync(node)),
+        });
+        match served {
+            Ok(Served::Waits(place)) => {
+                let serve = move |fs: &Fs| reply::empty(reply, fs.fsync(node));
+                self.waiting.serve(place, self.fs.clone(), serve);
+            }
+            served => reply::empty(reply, served.map(drop)),
+        }
+    }
+}
+
+/// How a request was served.
+enum Served<T> {
+    Now(T),
+    /// It has to wait for the disk, and has a place to do so.
+    Waits(Place),
 }
 
 fn node(id: INodeNo) -> Node {
@@ -286,9 +322,20 @@ impl Filesystem for Fuse {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        buffer::with_buffer(size as usize, |buf| {
-            match self.serve(req, |fs, _serving| fs.read(node(ino), offset, buf)) {
-                Ok(count) => reply.data(&buf[..count]),
+        let (node, size) = (node(ino), size as usize);
+        buffer::with_buffer(size, |buf| {
+            let served = self.serve(req, |fs, serving| match fs.read_at_once(node, offset, buf)? {
+                Some(count) => Ok(Served::Now(count)),
+                None => self.wait(serving, |fs| fs.read(node, offset, buf)),
+            });
+            match served {
+                Ok(Served::Now(count)) => reply.data(&buf[..count]),
+                Ok(Served::Waits(place)) => self.waiting.serve(place, self.fs.clone(), move |fs| {
+                    buffer::with_buffer(size, |buf| match fs.read(node, offset, buf) {
+                        Ok(count) => reply.data(&buf[..count]),
+                        Err(error) => reply.error(convert::errno(error)),
+                    });
+                }),
                 Err(error) => reply.error(convert::errno(error)),
             }
         });
@@ -321,7 +368,7 @@ impl Filesystem for Fuse {
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        reply::empty(reply, self.serve(req, |fs, _serving| fs.fsync(node(ino))));
+        self.sync(req, node(ino), reply);
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -339,7 +386,7 @@ impl Filesystem for Fuse {
     }
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        reply::empty(reply, self.serve(req, |fs, _serving| fs.fsync(node(ino))));
+        self.sync(req, node(ino), reply);
     }
 
     fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

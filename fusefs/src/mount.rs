@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Options {
     /// What is mounted: a branch, or a snapshot. Shown as `zenith:SOURCE` by mount(8) and df(1).
     pub source: String,
-    /// How many threads serve requests.
+    /// How many threads read requests; what waits for the disk is served by others.
     pub threads: usize,
 }
 
@@ -49,7 +49,7 @@ impl Options {
     pub fn new(source: impl ToString) -> Options {
         Options {
             source: source.to_string(),
-            threads: 3,
+            threads: 2,
         }
     }
 }

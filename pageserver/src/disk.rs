@@ -27,6 +27,7 @@ pub enum Call {
     Open,
     Create,
     Read,
+    ReadCached,
     Advise,
     Write,
     SetLen,
@@ -90,6 +91,14 @@ impl Drop for DiskFile {
     fn drop(&mut self) {
         self.open_files.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Whether a read may wait for the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    Yes,
+    /// What is not in memory is [`io::ErrorKind::WouldBlock`].
+    No,
 }
 
 /// What `stat` tells about a backing file.
@@ -189,6 +198,20 @@ impl Disk {
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// As [`Disk::read_at`], if all of it is in memory; if not, the disk may have begun to read it when
+    /// [`io::ErrorKind::WouldBlock`] comes.
+    pub fn read_cached(&self, file: &DiskFile, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            self.before(Call::ReadCached)?;
+            match filesystem::read_cached(&file.file, &mut buf[done..], offset + done as u64)? {
+                0 => break,
+                read => done += read,
             }
         }
         Ok(done)

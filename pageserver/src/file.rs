@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::block_map::{BlockMap, HOLE};
+use crate::disk::Wait;
 use crate::layer::Backing;
 use crate::namespace::Inode;
 use crate::sums::CHUNK_BLOCKS;
@@ -92,6 +93,12 @@ impl File {
             drop(content);
             drop(self.alone()?);
         }
+    }
+
+    /// The content, if its map is in place and nobody changes it.
+    pub fn at_once(&self) -> Option<RwLockReadGuard<'_, Content>> {
+        let content = self.content.try_read().ok()?;
+        content.is_mapped().then_some(content)
     }
 
     /// The content with its map in place, for changes.
@@ -230,18 +237,18 @@ impl Content {
     }
 
     /// Fills `buf` from `offset`, as far as the file goes; returns the bytes read.
-    pub fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+    pub fn read(&self, offset: u64, buf: &mut [u8], wait: Wait) -> io::Result<usize> {
         let len = self.size.saturating_sub(offset).min(buf.len() as u64);
         let buf = &mut buf[..len as usize];
         match (&self.map, self.parts.first()) {
-            (None, Some(part)) => part.backing.read(buf, offset)?,
+            (None, Some(part)) => part.backing.read(buf, offset, wait)?,
             (None, None) => buf.fill(0),
-            (Some(map), _) => self.read_runs(map, offset, buf)?,
+            (Some(map), _) => self.read_runs(map, offset, buf, wait)?,
         }
         Ok(buf.len())
     }
 
-    fn read_runs(&self, map: &BlockMap, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    fn read_runs(&self, map: &BlockMap, offset: u64, buf: &mut [u8], wait: Wait) -> io::Result<()> {
         let range = offset..offset + buf.len() as u64;
         let mut runs = map.runs(range.clone()).peekable();
         let first = runs.next();
@@ -252,7 +259,7 @@ impl Content {
             let target = &mut buf[(run.start - offset) as usize..(run.end - offset) as usize];
             match slot {
                 HOLE => target.fill(0),
-                slot => self.parts[slot as usize].backing.read(target, run.start)?,
+                slot => self.parts[slot as usize].backing.read(target, run.start, wait)?,
             }
         }
         Ok(())

@@ -22,6 +22,7 @@ use rocksdb::WriteBatch;
 
 use crate::block_map::HOLE;
 use crate::catalog::{Catalog, Entry, Flat, LayerRecord};
+use crate::disk::Wait;
 use crate::error::{Error, Result};
 use crate::file::{Content, File};
 use crate::layer::{Backing, Found, Layer};
@@ -295,7 +296,7 @@ impl Flattening<'_> {
         for run in blocks.chunk_by(|a, b| a + 1 == *b) {
             let bytes = &mut buf[..run.len() * BLOCK as usize];
             let offset = number * CHUNK + run[0] * BLOCK;
-            content.read(offset, bytes).map_err(failed())?;
+            content.read(offset, bytes, Wait::Yes).map_err(failed())?;
             self.store.shared.room.take(bytes.len() as u64).map_err(failed())?;
             to.write_at(bytes, offset).1.map_err(failed())?;
             let blocks = run.iter().copied().zip(bytes.chunks(BLOCK as usize));

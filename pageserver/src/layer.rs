@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use crate::disk::{Disk, DiskFile, Stat};
+use crate::disk::{Disk, DiskFile, Stat, Wait};
 use crate::error::{Error, Result};
 use crate::sealed::{Form, Sealed};
 use crate::sync_point::SyncPoint;
@@ -368,9 +368,9 @@ impl Backing {
 
     /// Fills `buf` with what the layer has from `offset` on: zeros where it has nothing, and an error where that is not what was
     /// sealed.
-    pub fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    pub fn read(&self, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<()> {
         if self.layer.reading() == Reading::Unverified {
-            return self.read_unverified(buf, offset);
+            return self.read_unverified(buf, offset, wait);
         }
         let mut done = 0;
         while done < buf.len() {
@@ -378,11 +378,11 @@ impl Backing {
             let (inside, left) = (at % BLOCK, buf.len() - done);
             if inside == 0 && left as u64 >= BLOCK {
                 let whole = left - left % BLOCK as usize;
-                self.read_blocks(&mut buf[done..done + whole], at)?;
+                self.read_blocks(&mut buf[done..done + whole], at, wait)?;
                 done += whole;
             } else {
                 let mut block = [0; BLOCK as usize];
-                self.read_blocks(&mut block, at - inside)?;
+                self.read_blocks(&mut block, at - inside, wait)?;
                 let wanted = &block[inside as usize..];
                 let len = wanted.len().min(left);
                 buf[done..done + len].copy_from_slice(&wanted[..len]);
@@ -393,13 +393,13 @@ impl Backing {
     }
 
     /// Reads whole blocks of a layer that has checksums. What has failed while the layer got another form is tried again.
-    fn read_blocks(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    fn read_blocks(&self, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<()> {
         let sealed = &self.layer.sealed;
         loop {
             let seen = sealed.changes();
             let read = match self.layer.reading() {
-                Reading::Packed => sealed.read_packed(self.layer.id, self.ino, offset, buf),
-                _ => self.read_plain(buf, offset).map(Some),
+                Reading::Packed => sealed.read_packed(self.layer.id, self.ino, offset, buf, wait),
+                _ => self.read_plain(buf, offset, wait).map(Some),
             };
             match read {
                 Ok(Some(())) => return Ok(()),
@@ -409,25 +409,32 @@ impl Backing {
         }
     }
 
-    fn read_plain(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        match self.read_and_verify(self.file()?, buf, offset) {
+    fn read_plain(&self, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<()> {
+        match self.read_and_verify(self.file()?, buf, offset, wait) {
             // One that was open before its layer was merged may have more behind the file's end than the one that has its blocks now.
             Err(e) if e.kind() == io::ErrorKind::InvalidData && self.layer.sealed.has_merged() => {
-                self.read_and_verify(&self.layer.open_now(self.ino, false)?, buf, offset)
+                self.read_and_verify(&self.layer.open_now(self.ino, false)?, buf, offset, wait)
             }
             read => read,
         }
     }
 
-    fn read_and_verify(&self, file: &DiskFile, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let read = self.disk().read_at(file, buf, offset)?;
+    fn read_and_verify(&self, file: &DiskFile, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<()> {
+        let read = self.read_file(file, buf, offset, wait)?;
         buf[read..].fill(0);
         self.layer.sealed.verify(self.layer.id, self.ino, offset, buf)
     }
 
+    fn read_file(&self, file: &DiskFile, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<usize> {
+        match wait {
+            Wait::Yes => self.disk().read_at(file, buf, offset),
+            Wait::No => self.disk().read_cached(file, buf, offset),
+        }
+    }
+
     /// Only the last block may end early, and reads as zeros from there.
-    fn read_unverified(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let read = self.disk().read_at(self.file()?, buf, offset)?;
+    fn read_unverified(&self, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<()> {
+        let read = self.read_file(self.file()?, buf, offset, wait)?;
         let end = (offset + read as u64).next_multiple_of(BLOCK);
         if read < buf.len() && end < offset + buf.len() as u64 {
             return Err(io::Error::new(

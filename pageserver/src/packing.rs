@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use rocksdb::WriteBatch;
 
 use crate::catalog::{Body, Catalog, Entry};
-use crate::disk::DiskFile;
+use crate::disk::{DiskFile, Wait};
 use crate::error::{Error, Result};
 use crate::layer::{Backing, HALF_MADE};
 use crate::namespace::codec;
@@ -186,7 +186,7 @@ impl<'a> NewPack<'a> {
         for run in blocks.chunk_by(|(a, from), (b, of)| a + 1 == *b && from == of) {
             let len = run.len() * BLOCK as usize;
             let (offset, to) = ((first + run[0].0) * BLOCK, &mut buf[done..done + len]);
-            from[run[0].1].0.read(to, offset).map_err(failed())?;
+            from[run[0].1].0.read(to, offset, Wait::Yes).map_err(failed())?;
             let inside = size.saturating_sub(offset).min(len as u64);
             to[inside as usize..].fill(0);
             done += len;

@@ -13,7 +13,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, Wait};
 use crate::error::{Error, Result};
 use crate::layer::HALF_MADE;
 use crate::pack::{Frame, Pack, Source};
@@ -146,22 +146,32 @@ impl Packs {
         self.opened.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// A frame's bytes.
-    pub fn frame(&self, id: PackId, pack: &Pack<PackFile>, frame: Frame, blocks: usize) -> Result<Arc<[u8]>> {
+    /// A frame's bytes; none when they are not in memory and nobody may wait for them.
+    pub fn frame(
+        &self,
+        id: PackId,
+        pack: &Pack<PackFile>,
+        frame: Frame,
+        blocks: usize,
+        wait: Wait,
+    ) -> Result<Option<Arc<[u8]>>> {
+        if frame.len == 0 {
+            return Ok(Some(pack.frame(frame, blocks)?.into()));
+        }
         let key = (id, frame.offset);
         let spread = id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ frame.offset.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
         let place = &self.frames[(spread >> 32) as usize % FRAMES];
         if let Some((cached, bytes)) = &*place.lock().unwrap_or_else(|e| e.into_inner())
             && *cached == key
-            && frame.len > 0
         {
-            return Ok(bytes.clone());
+            return Ok(Some(bytes.clone()));
+        }
+        if wait == Wait::No {
+            return Ok(None);
         }
         let bytes: Arc<[u8]> = pack.frame(frame, blocks)?.into();
-        if frame.len > 0 {
-            *place.lock().unwrap_or_else(|e| e.into_inner()) = Some((key, bytes.clone()));
-        }
-        Ok(bytes)
+        *place.lock().unwrap_or_else(|e| e.into_inner()) = Some((key, bytes.clone()));
+        Ok(Some(bytes))
     }
 
     /// Removes packs that were never finished.

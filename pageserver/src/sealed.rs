@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::db::Db;
+use crate::disk::Wait;
 use crate::error::{Error, Result};
 use crate::namespace::codec;
 use crate::packs::Packs;
@@ -262,7 +263,14 @@ impl Sealed {
     }
 
     /// Reads whole blocks from a packed layer, compared with their checksums: zeros where it has none. None when it is not packed.
-    pub fn read_packed(&self, layer: LayerId, ino: Ino, offset: u64, buf: &mut [u8]) -> io::Result<Option<()>> {
+    pub fn read_packed(
+        &self,
+        layer: LayerId,
+        ino: Ino,
+        offset: u64,
+        buf: &mut [u8],
+        wait: Wait,
+    ) -> io::Result<Option<()>> {
         let first = offset / BLOCK;
         let mut blocks = (first..).zip(buf.chunks_mut(BLOCK as usize)).peekable();
         while let Some((block, _)) = blocks.peek() {
@@ -286,7 +294,8 @@ impl Sealed {
                 let bytes = match &read {
                     Some((have, bytes)) if *have == frame.offset && frame.len > 0 => bytes,
                     _ => {
-                        let bytes = self.packs.frame(id, &pack, frame, len).map_err(of_layer(body))?;
+                        let bytes = self.packs.frame(id, &pack, frame, len, wait).map_err(of_layer(body))?;
+                        let bytes = bytes.ok_or(io::ErrorKind::WouldBlock)?;
                         &read.insert((frame.offset, bytes)).1
                     }
                 };

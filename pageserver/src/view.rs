@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use crate::block_map;
 use crate::bounded_log::BoundedLog;
-use crate::disk::Disk;
+use crate::disk::{Disk, Wait};
 use crate::error::FsResult;
 use crate::file::File;
 use crate::file_table::FileTable;
@@ -134,8 +134,22 @@ impl View {
     /// Fills `buf` from `offset`; fewer bytes only at the end of the file. Returns the bytes read.
     pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> FsResult<usize> {
         let file = self.file(ino)?;
-        let read = file.shared().and_then(|content| content.read(offset, buf));
+        let read = file.shared().and_then(|content| content.read(offset, buf, Wait::Yes));
         read.map_err(|e| self.failed("read", ino, &e))
+    }
+
+    /// As [`View::read`], if that need not wait for the disk; if not, the disk may have begun to read.
+    pub fn read_at_once(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> FsResult<Option<usize>> {
+        let Some(file) = self.files.get(ino) else {
+            return Ok(None);
+        };
+        let Some(content) = file.at_once() else {
+            return Ok(None);
+        };
+        match content.read(offset, buf, Wait::No) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            read => read.map(Some).map_err(|e| self.failed("read", ino, &e)),
+        }
     }
 
     /// The next data or hole at or after `offset`, as lseek(2) has it: ENXIO past the end or the last data.

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::block_map::{BlockMap, HOLE, PARTS_MAX};
+use crate::disk::Wait;
 use crate::file::{Content, Part, UNSEEN_EVERY};
 use crate::layer::{Backing, Layer};
 use crate::types::{BLOCK, Ino, LayerId, Seek};
@@ -255,7 +256,7 @@ impl Content {
     /// Copies an inherited block into the head. Readers can't tell.
     fn copy_up(&mut self, block: u64) -> io::Result<()> {
         let mut bytes = [0; BLOCK as usize];
-        let read = self.read(block * BLOCK, &mut bytes)?;
+        let read = self.read(block * BLOCK, &mut bytes, Wait::Yes)?;
         self.overwrite(&bytes[..read], block * BLOCK)
     }
 }

@@ -132,6 +132,45 @@ fn a_read_of_one_layer_is_one_read() {
 }
 
 #[test]
+fn a_read_of_what_is_in_memory_is_one_call_and_waits_for_nothing() {
+    let bench = Bench::new("read-cached");
+    let ino = bench.file("a", 65536);
+    let mut buf = [0; 8192];
+    let (read, calls) = bench.calls(|| bench.timeline.view().read_at_once(ino, 8192, &mut buf));
+    assert_eq!((read, calls), (Ok(Some(8192)), HashMap::from([(Call::ReadCached, 1)])));
+    assert_eq!(buf, [1; 8192]);
+}
+
+#[test]
+fn a_read_of_what_is_not_in_memory_is_for_those_who_wait() {
+    let bench = Bench::new("read-waits");
+    let ino = bench.file("a", 65536);
+    let mut buf = [0; 8192];
+    let waits = bench.failing(Call::ReadCached, libc::EAGAIN, || {
+        bench.timeline.view().read_at_once(ino, 0, &mut buf)
+    });
+    assert_eq!(waits, Ok(None));
+    let failed = bench.failing(Call::ReadCached, libc::EIO, || {
+        bench.timeline.view().read_at_once(ino, 0, &mut buf)
+    });
+    assert_eq!(failed, Err(Errno::EIO));
+
+    bench.snapshot("s").expect("snapshot");
+    bench.timeline.write(ino, 8192, &[2; 8192], None).expect("write");
+    let sealed = bench.snapshot("t").expect("snapshot").layer;
+    let view = bench.store.sealed_view(sealed).expect("view");
+    let mut both = [0; 16384];
+    assert_eq!(
+        view.read_at_once(ino, 0, &mut both),
+        Ok(None),
+        "its map is not there yet"
+    );
+    assert_eq!(view.read(ino, 0, &mut both), Ok(16384));
+    assert_eq!(view.read_at_once(ino, 0, &mut both), Ok(Some(16384)));
+    assert_eq!(both, [[1; 8192], [2; 8192]].concat()[..]);
+}
+
+#[test]
 fn a_sync_with_nothing_to_do_is_free() {
     let bench = Bench::new("sync");
     let ino = bench.file("a", 8192);

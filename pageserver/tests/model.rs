@@ -465,6 +465,16 @@ fn compare_bytes(view: &View, ino: Ino, data: &[u8], what: &str) {
             buf[at], data[at]
         );
     }
+    let at_once = view.read_at_once(ino, 0, &mut buf);
+    if at_once
+        .unwrap_or_else(|e| panic!("{what}: read {ino} at once: {e}"))
+        .is_some()
+    {
+        assert!(
+            buf[..len] == *data,
+            "{what}: inode {ino} differs when it is read at once"
+        );
+    }
     compare_holes(view, ino, data, what);
 }
 

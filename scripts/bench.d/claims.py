@@ -1,5 +1,7 @@
 """What zenith promises in figures of its own: snapshots and writable views cost the same at every size, and next to nothing."""
 
+import fcntl
+import os
 import shutil
 import statistics
 import time
@@ -10,10 +12,13 @@ import layers
 from machine import Meter, bytes_on_disk, resident_bytes
 from postgres import Cluster
 from report import progress
-from sides import Zenith
+from sides import Plain, Zenith
 
 MIB = 1 << 20
 VIEWS = 20
+REQUESTS = 20_000
+NO_SUCH_IOCTL = 0x5A00
+PAGE = bytes(8192)
 SCANNED_ROWS = 4_000_000  # of 128 bytes: more than 500 MiB, as tables have it
 
 
@@ -66,32 +71,38 @@ def percentile(values, percent):
 
 
 def snapshots_under_load(side, size):
-    """Latencies of many snapshots while eight clients write, and of as many starts of the program that do nothing else."""
+    """Latencies of many snapshots while eight clients write: as mkdir and as a command take them, and of as many starts of the program that do
+    nothing else."""
+    control = side.cluster.data / ".zenith/snapshot"
     with ThreadPoolExecutor() as pool:
-        load = pool.submit(side.cluster.pgbench, 8, 3 + size.snapshots // 5)
+        load = pool.submit(side.cluster.pgbench, 8, 3 + size.snapshots // 3)
         time.sleep(2)
-        latencies, starts = [], []
-        while len(latencies) < size.snapshots and not load.done():
-            latencies.append(timed(lambda: side.snapshot(f"busy-{len(latencies)}")))
+        made, commands, starts = [], [], []
+        while len(commands) < size.snapshots and not load.done():
+            made.append(timed(lambda: os.mkdir(control / f"made-{len(made)}")))
+            time.sleep(0.05)
+            commands.append(timed(lambda: side.snapshot(f"busy-{len(commands)}")))
             time.sleep(0.05)
             starts.append(timed(lambda: side.zenith("version")))
             time.sleep(0.05)
         load.result()
-    return latencies, starts
+    return made, commands, starts
 
 
 def snapshot_costs(claim, side, size):
     with side.cluster.running():
-        latencies, starts = snapshots_under_load(side, size)
+        made, commands, starts = snapshots_under_load(side, size)
         side.cluster.sql("CHECKPOINT")
         before = bytes_on_disk(side.store)
         side.snapshot("quiet")
         added = bytes_on_disk(side.store) - before
     resident = resident_bytes(side.service_pid())
-    progress(f"{claim}: {len(latencies)} snapshots under load, p50 {percentile(latencies, 50):.1f} ms, max {max(latencies):.1f} ms")
+    progress(f"{claim}: {len(commands)} snapshots under load, p50 {percentile(commands, 50):.1f} ms, max {max(commands):.1f} ms")
     return [
-        Answer(claim, f"snapshot under load, p50 of {len(latencies)}", percentile(latencies, 50), 20, "ms"),
-        Answer(claim, f"snapshot under load, p99 of {len(latencies)}", percentile(latencies, 99), 20, "ms"),
+        Answer(claim, f"snapshot under load by mkdir, p50 of {len(made)}", percentile(made, 50), 10, "ms"),
+        Answer(claim, f"snapshot under load by mkdir, p99 of {len(made)}", percentile(made, 99), 10, "ms"),
+        Answer(claim, f"snapshot under load by a command, p50 of {len(commands)}", percentile(commands, 50), 20, "ms"),
+        Answer(claim, f"snapshot under load by a command, p99 of {len(commands)}", percentile(commands, 99), 20, "ms"),
         Answer(claim, "the program's start alone under that load, p50", percentile(starts, 50), None, "ms"),
         Answer(claim, "the program's start alone under that load, p99", percentile(starts, 99), None, "ms"),
         Answer(claim, "store grows by a snapshot", added / MIB, 1, "MiB"),
@@ -134,7 +145,50 @@ def snapshots_and_views(claim, side, size):
     return snapshot_costs(claim, side, size) + view_costs(claim, side)
 
 
+def microseconds(action):
+    """The median and the 99th percentile of many calls, one after the other."""
+    times = []
+    for _ in range(REQUESTS):
+        start = time.perf_counter_ns()
+        action()
+        times.append((time.perf_counter_ns() - start) / 1000)
+    return percentile(times, 50), percentile(times, 99)
+
+
+def request_costs(claim, side):
+    """What a request costs that does nothing, and what those of a commit cost, here and on the plain filesystem."""
+    plain = Plain(side.options, f"{claim}-plain")
+    answers = []
+    for place in (side, plain):
+        (place.cluster.data / "pg_wal").mkdir(exist_ok=True)
+        file = os.open(place.cluster.data / "pg_wal" / "file", os.O_RDWR | os.O_CREAT, 0o600)
+        os.pwrite(file, PAGE, 0)
+        os.fdatasync(file)
+
+        def nothing():
+            try:
+                fcntl.ioctl(file, NO_SUCH_IOCTL)
+            except OSError:
+                pass
+
+        def write():
+            os.pwrite(file, PAGE, 0)
+
+        def write_and_sync():
+            write()
+            os.fdatasync(file)
+
+        calls = {"a call that is refused": nothing, "a sync of nothing": lambda: os.fdatasync(file), "a write of WAL": write,
+                 "a write of WAL and its sync": write_and_sync}
+        for what, call in calls.items():
+            median, tail = microseconds(call)
+            answers += [Answer(claim, f"{what} on {place.name}, {name}", value, None, "us") for name, value in (("p50", median), ("p99", tail))]
+        os.close(file)
+    return answers
+
+
 CLAIMS = {
+    "requests": (lambda side, size: None, lambda claim, side, _size: request_costs(claim, side)),
     "at-1GiB": (one_gib, snapshots_and_views),
     "at-10GiB": (ten_gib, snapshots_and_views),
     "with-many-files": (many_files, snapshots_and_views),

@@ -7,9 +7,11 @@ from machine import AS_POSTGRES, postgres_directory, run
 
 # Checkpoints come when a workload asks for one, so that none falls into one side's measurement only; autovacuum
 # is off for the same reason (pgbench vacuums its small tables before each run). All that makes commits safe is on.
+# WAL's buffers are as `zenith pg create` has them.
 SETTINGS = {
     "listen_addresses": "",
     "shared_buffers": "256MB",
+    "wal_buffers": "32MB",
     "max_wal_size": "8GB",
     "checkpoint_timeout": "1h",
     "autovacuum": "off",

@@ -59,7 +59,7 @@ impl Service {
             options: &new.options,
             locale: &new.locale,
         };
-        let made = cluster.initdb();
+        let made = cluster.make();
         let unmounted = mount.unmount();
         made.and(unmounted.map_err(Error::from))
     }

@@ -89,6 +89,10 @@ impl Requests {
 }
 
 impl Serving<'_> {
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// As a change of names takes it. The one before on this thread has been answered: a thread replies before it reads on.
     pub fn change(&self) -> pageserver::Request<'_> {
         pageserver::Request {

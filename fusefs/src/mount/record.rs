@@ -137,6 +137,11 @@ impl Record {
         self.page().device.store(device, Ordering::Release);
     }
 
+    /// Notes a request in a place, 0 for none.
+    pub fn note(&self, place: usize, request: u64) {
+        self.serving(place).store(request, Ordering::Relaxed);
+    }
+
     /// Where a thread notes the request that it is serving, 0 for none.
     pub fn serving(&self, thread: usize) -> &AtomicU64 {
         &self.page().serving[thread % THREADS_MAX]

@@ -40,6 +40,30 @@ pub fn set_xattr(file: &File, name: &CStr, value: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Reads what the page cache has at `offset`; [`io::ErrorKind::WouldBlock`] when that is nothing.
+#[cfg(target_os = "linux")]
+pub fn read_cached(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    let part = libc::iovec {
+        iov_base: buf.as_mut_ptr().cast(),
+        iov_len: buf.len(),
+    };
+    // SAFETY: there is one part, and it points to buf.len() writable bytes.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &part, 1, offset as libc::off_t, libc::RWF_NOWAIT) };
+    if let Ok(read) = usize::try_from(read) {
+        return Ok(read);
+    }
+    match io::Error::last_os_error() {
+        e if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINTR)) => Err(io::ErrorKind::WouldBlock.into()),
+        e => Err(e),
+    }
+}
+
+/// What is in memory can't be told.
+#[cfg(not(target_os = "linux"))]
+pub fn read_cached(_file: &File, _buf: &mut [u8], _offset: u64) -> io::Result<usize> {
+    Err(io::ErrorKind::WouldBlock.into())
+}
+
 /// Reads an extended attribute into `buf`; its length, or `None` when there is none.
 pub fn get_xattr(file: &File, name: &CStr, buf: &mut [u8]) -> io::Result<Option<usize>> {
     #[cfg(target_os = "linux")]

@@ -132,7 +132,7 @@ impl Service {
                         options: &new.initdb,
                         locale: &new.locale,
                     };
-                    cluster.initdb()?;
+                    cluster.make()?;
                     cluster::configure(dir, &new.settings)?;
                     Ok(programs.clone())
                 })

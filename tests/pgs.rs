@@ -160,6 +160,7 @@ fn a_server_that_does_not_start_says_why_and_the_next_command_works() {
     fs::write(&conf, mended).expect("writable");
     store.zenith(&["pg", "start", "bad"]);
     assert_eq!(sql(&store, "bad", "show shared_buffers"), "16MB");
+    assert_eq!(sql(&store, "bad", "show wal_buffers"), "32MB");
     store.zenith(&["pg", "stop", "bad"]);
 
     let port = store.json(&["pg", "show", "bad"])["port"].as_u64().expect("a port");

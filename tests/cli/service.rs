@@ -233,7 +233,10 @@ fn a_mount_that_somebody_else_unmounts_is_forgotten() {
 #[test]
 fn a_cluster_whose_client_is_killed_is_finished() {
     let sandbox = Sandbox::bare("client-killed");
-    let initdb = Initdb::fake(&sandbox, "sleep 1; for dir; do :; done; echo 15 >\"$dir/PG_VERSION\"");
+    let initdb = Initdb::fake(
+        &sandbox,
+        "sleep 1; for dir; do :; done; touch \"$dir/postgresql.conf\"; echo 15 >\"$dir/PG_VERSION\"",
+    );
     let mut client = sandbox.spawn(&["init", "--pg-bin", initdb.dir()]);
     initdb.begun();
     client.kill().and_then(|()| client.wait()).expect("killed");

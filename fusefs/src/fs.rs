@@ -194,9 +194,10 @@ impl Fs {
         self.view(node, |view, ino| Ok(opening(view, ino)))
     }
 
-    /// Whether it is a file of Postgres' WAL.
-    pub fn is_wal(&self, node: Node) -> bool {
-        self.view(node, |view, ino| Ok(view.is_wal(ino))).unwrap_or(false)
+    /// Whether a sync of it can take long: it has bytes to make durable, and is no WAL, of which a commit has little.
+    pub fn syncs_long(&self, node: Node) -> bool {
+        let long = self.view(node, |view, ino| Ok(!view.is_durable(ino) && !view.is_wal(ino)));
+        long.unwrap_or(false)
     }
 
     /// Whether the kernel may keep the listing of a directory.

@@ -94,12 +94,12 @@ impl Fuse {
         }
     }
 
-    /// A commit's sync is served at once, since handing it on takes time that its caller waits, too. Those of other files are a checkpoint's, and
-    /// can be long.
+    /// A commit's sync is served at once, since handing it on takes time that its caller waits, too, and so is one that has nothing to do: recovery
+    /// asks for one of every file. Those of other files are a checkpoint's, and can be long.
     fn sync(&self, request: &Request, node: Node, reply: ReplyEmpty) {
-        let served = self.serve(request, |fs, serving| match fs.is_wal(node) {
-            true => fs.fsync(node).map(Served::Now),
-            false => self.wait(serving, |fs| fs.fsync(node)),
+        let served = self.serve(request, |fs, serving| match fs.syncs_long(node) {
+            true => self.wait(serving, |fs| fs.fsync(node)),
+            false => fs.fsync(node).map(Served::Now),
         });
         match served {
             Ok(Served::Waits(place)) => {

@@ -31,7 +31,7 @@ use crate::fuse::Fuse;
 
 pub use error::MountError;
 pub use keeping::{Keeper, Keeping, Kept, NoKeeper};
-pub(crate) use record::Record;
+pub(crate) use record::{Record, THREADS_MAX};
 
 /// How long an unmounted file system may still be held by others, such as a mount namespace of its own.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Scratch, main};
 use fusefs::{Fs, Keeper, Keeping, Kept, Mount, Options};
@@ -42,7 +42,9 @@ impl TestKeeper {
         fs::create_dir(&dir).expect("a mount point");
         let address = dir.with_extension("socket");
         let socket = UnixDatagram::bind(&address).expect("an address");
-        socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .expect("a limit");
         let process = start(&address, &store, &dir, &[], false);
         let mut keeper = TestKeeper {
             socket,
@@ -62,13 +64,20 @@ impl TestKeeper {
         self.wait_until_ready();
     }
 
+    /// Until the process says that it serves, or has ended: a request that crashes it can do so before it has said anything.
     fn wait_until_ready(&mut self) {
-        loop {
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(20) {
+            // Asked first, so that what the process has said before it ended is heard.
+            let ended = self.process.try_wait().expect("asked").is_some();
             match receive(&self.socket) {
-                (name, Some(fd)) => self.held.push((name, fd)),
-                _ => return,
+                Ok((name, Some(fd))) => self.held.push((name, fd)),
+                Ok((_, None)) => return,
+                Err(_) if ended => return,
+                Err(_) => {}
             }
         }
+        panic!("the process neither serves nor ends");
     }
 }
 
@@ -118,7 +127,8 @@ fn send(socket: &UnixDatagram, to: Option<&UnixAddr>, text: &str, fd: Option<Raw
     Ok(())
 }
 
-fn receive(socket: &UnixDatagram) -> (String, Option<OwnedFd>) {
+/// EAGAIN where nothing came in time.
+fn receive(socket: &UnixDatagram) -> io::Result<(String, Option<OwnedFd>)> {
     let mut text = [0; 256];
     let mut control = cmsg_space!(RawFd);
     let mut room = [IoSliceMut::new(&mut text)];
@@ -127,15 +137,14 @@ fn receive(socket: &UnixDatagram) -> (String, Option<OwnedFd>) {
         &mut room,
         Some(&mut control),
         MsgFlags::MSG_CMSG_CLOEXEC,
-    );
-    let received = received.expect("a message in time");
+    )?;
     let fd = received.cmsgs().expect("whole").find_map(|control| match control {
         // SAFETY: the kernel has just made it for us.
         ControlMessageOwned::ScmRights(fds) => fds.first().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }),
         _ => None,
     });
     let len = received.bytes;
-    (String::from_utf8_lossy(&text[..len]).into_owned(), fd)
+    Ok((String::from_utf8_lossy(&text[..len]).into_owned(), fd))
 }
 
 /// The way from a process to the test.
@@ -176,7 +185,7 @@ fn serve() {
     // SAFETY: the standard input is a socket, and nobody else here uses it.
     let stdin = unsafe { UnixDatagram::from_raw_fd(0) };
     let mut held = Vec::new();
-    while let (name, Some(fd)) = receive(&stdin) {
+    while let (name, Some(fd)) = receive(&stdin).expect("a message") {
         held.push((name, fd));
     }
     let store = Store::open(Path::new(store), Disk::new().with_hook(Arc::new(Crash))).expect("the store opens");

@@ -160,8 +160,12 @@ impl File {
 
     /// Whether dropping the file from memory loses nothing.
     pub fn is_clean(&self) -> bool {
-        let content = self.peek();
-        !self.touched.load(Ordering::Acquire) && content.parts.iter().all(|part| part.backing.is_durable())
+        self.is_durable() && !self.touched.load(Ordering::Acquire)
+    }
+
+    /// Whether a sync of its blocks has nothing to do.
+    pub fn is_durable(&self) -> bool {
+        self.peek().parts.iter().all(|part| part.backing.is_durable())
     }
 }
 
@@ -252,7 +256,7 @@ impl Content {
         let range = offset..offset + buf.len() as u64;
         let mut runs = map.runs(range.clone()).peekable();
         let first = runs.next();
-        if runs.peek().is_some() {
+        if wait == Wait::Yes && runs.peek().is_some() {
             self.read_ahead(map, range)?;
         }
         for (slot, run) in first.into_iter().chain(runs) {

@@ -131,6 +131,11 @@ impl View {
             .is_ok_and(|dir| dir.wal_dir)
     }
 
+    /// Whether the blocks of a file are durable, as far as this view knows: then a sync has next to nothing to do.
+    pub fn is_durable(&self, ino: Ino) -> bool {
+        self.files.get(ino).is_none_or(|file| file.is_durable())
+    }
+
     /// Fills `buf` from `offset`; fewer bytes only at the end of the file. Returns the bytes read.
     pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> FsResult<usize> {
         let file = self.file(ino)?;

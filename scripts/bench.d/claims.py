@@ -110,8 +110,13 @@ def snapshot_costs(claim, side, size):
     ]
 
 
+def branch(side, name):
+    side.ask("POST", "/branches", {"name": name, "start": {"view": "main@quiet"}})
+
+
 def view_costs(claim, side):
-    """Opens views on the same snapshot, one after the other."""
+    """Makes branches of the same snapshot, one after the other, by a request and by a command that mounts them, too."""
+    made = [timed(lambda: branch(side, f"branch-{number}")) for number in range(VIEWS)]
     views = [side.home / f"view-{number}" for number in range(VIEWS)]
     before = bytes_on_disk(side.store)
     ready = [timed(lambda: side.mount("main@quiet", view, "--cow", view.name)) for view in views]
@@ -119,8 +124,10 @@ def view_costs(claim, side):
     for view in views:
         side.zenith("umount", view)
     return [
-        Answer(claim, f"writable view ready, p50 of {VIEWS}", percentile(ready, 50), 50, "ms"),
-        Answer(claim, f"writable view ready, slowest of {VIEWS}", max(ready), 50, "ms"),
+        Answer(claim, f"writable view ready to mount by a request, p50 of {VIEWS}", percentile(made, 50), 10, "ms"),
+        Answer(claim, f"writable view ready to mount by a request, slowest of {VIEWS}", max(made), 10, "ms"),
+        Answer(claim, f"writable view mounted by a command, p50 of {VIEWS}", percentile(ready, 50), 50, "ms"),
+        Answer(claim, f"writable view mounted by a command, slowest of {VIEWS}", max(ready), 50, "ms"),
         Answer(claim, "store grows by a view", added / MIB, 1, "MiB"),
     ]
 

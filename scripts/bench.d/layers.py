@@ -17,28 +17,40 @@ MIB = 1 << 20
 BLOCK = 4096
 PAGE = 8192
 PROBES = 5  # measurements of a speed, of which the median counts
+PROBED = {"TPC-B": [], "select-only": ["-n", "-S"]}
 RANDOM_READS = 3000
 KEPT = 10
 BRANCHES = 20
 
 
-def speeds(sides, size):
-    """Transactions a second of TPC-B and of selects, of each side in turns: the medians, by name and side."""
-    found = {}
-    for _ in range(PROBES):
-        for side in sides:
-            side.cluster.sql("CHECKPOINT")
-            found.setdefault(("TPC-B", side.name), []).append(side.cluster.pgbench(8, size.seconds // 2)[1])
-            found.setdefault(("select-only", side.name), []).append(side.cluster.pgbench(8, size.seconds // 2, "-n", "-S")[1])
-    medians = {key: statistics.median(rates) for key, rates in found.items()}
-    progress("a second: " + ", ".join(f"{what} on {side} {rate:.0f}" for (what, side), rate in medians.items()))
+def speeds(plain, side, size):
+    """How fast TPC-B and selects are against the plain filesystem: the medians of what each turn of both had, by name."""
+    ratios = {}
+    for number in range(PROBES):
+        order = (plain, side) if number % 2 == 0 else (side, plain)
+        turn = {place: probe(place, size) for place in order}
+        for name, base, own in zip(PROBED, turn[plain], turn[side]):
+            ratios.setdefault(name, []).append(own / base)
+    medians = {name: statistics.median(found) for name, found in ratios.items()}
+    progress("against plain: " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in medians.items()))
     return medians
+
+
+def probe(side, size):
+    """Transactions a second of each kind."""
+    rates = []
+    side.cluster.sql("CHECKPOINT")
+    for name, more in PROBED.items():
+        with Meter(side.service_pid()) as meter:
+            transactions, rate = side.cluster.pgbench(8, size.seconds // 2, *more)
+        rates.append(rate)
+        progress(f"{name:11}  {side.name:8}  {rate:9.1f}  of the service {1e6 * meter.process_cpu / max(transactions, 1):.1f} us each")
+    return rates
 
 
 def slower(before, after, name):
     """By how much zenith is slower than before, in percent, if the plain filesystem were as fast as before: tables grow there, too."""
-    ratio = {when: rates[name, "zenith"] / rates[name, "plain"] for when, rates in (("before", before), ("after", after))}
-    return 100 * (1 - ratio["after"] / ratio["before"])
+    return 100 * (1 - after[name] / before[name])
 
 
 def storage(side, name="local"):
@@ -122,24 +134,23 @@ def fresh_copy(side, tags):
 def history_costs(claim, side, size, answer):
     plain = Plain(side.options, f"{claim}-plain")
     plain.fill(size.claim_scale["1GiB"])
-    sides = [plain, side]
     with plain.cluster.running(), side.cluster.running():
-        before = speeds(sides, size)
+        before = speeds(plain, side, size)
         plain.cluster.pgbench(8, size.history_seconds)
         tags = write_with_snapshots(side, size.history_seconds)
         progress(f"{claim}: {len(tags)} snapshots")
         wait_for_upkeep(side)
-        after = speeds(sides, size)
+        after = speeds(plain, side, size)
         for tag in tags[:-KEPT]:
             side.drop_snapshot(tag)
         wait_for_upkeep(side)
-        pruned = speeds(sides, size)
+        pruned = speeds(plain, side, size)
         side.cluster.sql("CHECKPOINT")
         side.snapshot("end")
     wait_for_upkeep(side)
     answers = []
     for when, then in ((f"after {len(tags)} snapshots", after), ("after pruning", pruned)):
-        for name in ("TPC-B", "select-only"):
+        for name in PROBED:
             answers.append(answer(claim, f"{name} {when}, slower against plain than before", slower(before, then, name), 5, "%"))
     fresh, used = fresh_copy(side, [*tags[-KEPT:], "end"])
     answers.append(answer(claim, f"{used / MIB:.0f} MiB held after pruning, more than a fresh copy", 100 * (used / fresh - 1), 5, "%"))
@@ -176,22 +187,21 @@ def depth_costs(claim, side, size, answer):
     growth alone costs."""
     plain = Plain(side.options, f"{claim}-plain")
     plain.fill(size.claim_scale["1GiB"])
-    sides = [plain, side]
     answers = []
     with plain.cluster.running():
         with side.cluster.running():
-            before = speeds(sides, size)
+            before = speeds(plain, side, size)
             plain.cluster.pgbench(8, size.history_seconds // 4)
             tags = write_and_snapshot(side, size.snapshots * 5, size.history_seconds // 4)
             wait_for_upkeep(side)
-            after = speeds(sides, size)
+            after = speeds(plain, side, size)
         side.zenith("snapshot", "create", "main@last")
         side.cluster = branch_deep(side, "main@last")
         wait_for_upkeep(side)
         with side.cluster.running():
-            deep = speeds(sides, size)
+            deep = speeds(plain, side, size)
     for when, then in ((f"after {len(tags)} snapshots", after), (f"on a view {BRANCHES} branches deep", deep)):
-        for name in ("TPC-B", "select-only"):
+        for name in PROBED:
             answers.append(answer(claim, f"{name} {when}, slower against plain than before", slower(before, then, name), 3, "%"))
     for number in range(BRANCHES):
         side.zenith("umount", side.home / f"deep-{number}")

@@ -1,10 +1,12 @@
 """The filesystems that are compared: each gives a place for a data directory and has its own way to take a snapshot."""
 
+import http.client
 import json
 import os
+import socket
 import subprocess
 
-from machine import AS_ROOT, postgres_directory, run
+from machine import AS_ROOT, Failed, postgres_directory, run
 from postgres import Cluster
 
 
@@ -68,6 +70,18 @@ class Zenith(Side):
 
     def mount(self, what, directory, *more):
         self.zenith("mount", what, directory, "--create", *more)
+
+    def ask(self, method, path, body):
+        """One request to the service's socket."""
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(self.store / "zenith.sock"))
+        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        if answer.status >= 300:
+            raise Failed(f"{method} {path}: {answer.status} {text}")
 
     def service_pid(self):
         return json.loads(self.zenith("status", "--json"))["service"]["pid"]

@@ -36,15 +36,13 @@ impl NewCluster<'_> {
     pub fn make(&self) -> Result<()> {
         self.initdb()?;
         let path = self.dir.join(CONFIGURATION);
-        let configuration = fs::read_to_string(&path).map_err(Error::path("read", &path))?;
+        let configuration = fs::read(&path).map_err(Error::path("read", &path))?;
+        let configuration = String::from_utf8_lossy(&configuration);
         let missing = DEFAULTS.into_iter().filter(|(name, _)| !is_set(&configuration, name));
         let settings: Vec<_> = missing
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
-        match settings.is_empty() {
-            true => Ok(()),
-            false => append(&path, "zenith's defaults", &settings),
-        }
+        append(&path, "zenith's defaults", &settings)
     }
 
     fn initdb(&self) -> Result<()> {
@@ -84,10 +82,7 @@ pub fn major(dir: &Path) -> Result<u32> {
 
 /// Adds settings to the end of postgresql.conf, where they win over those before.
 pub fn configure(dir: &Path, settings: &[(String, String)]) -> Result<()> {
-    match settings.is_empty() {
-        true => Ok(()),
-        false => append(&dir.join(CONFIGURATION), "added by zenith pg create", settings),
-    }
+    append(&dir.join(CONFIGURATION), "added by zenith pg create", settings)
 }
 
 /// Makes a cluster a standby that follows the primary found with `conninfo`; ends when it is promoted.
@@ -108,6 +103,9 @@ pub fn follow(dir: &Path, owner: Owner, conninfo: &str) -> Result<()> {
 }
 
 fn append(path: &Path, why: &str, settings: &[(String, String)]) -> Result<()> {
+    if settings.is_empty() {
+        return Ok(());
+    }
     let lines: String = settings
         .iter()
         .map(|(name, value)| format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''")))

@@ -10,15 +10,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use crate::fs::Fs;
-use crate::mount::Record;
+use crate::mount::{Record, THREADS_MAX};
 
 /// As many requests of a mount can wait at once, each with a place in the record; those beyond are served where they were read.
 const PLACES: usize = 8;
 
 /// Where these places begin. Those before are for the threads that read requests.
-pub const FIRST_PLACE: usize = 8;
+const FIRST_PLACE: usize = THREADS_MAX - PLACES;
 
-const THREADS: usize = 8;
+/// More than one mount can take: one whose disk hangs leaves some to the others. Where none is free requests are served where they were read, too.
+const THREADS: usize = 16;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -36,8 +37,9 @@ struct Places {
     freed: Condvar,
 }
 
-/// A place for one request.
+/// A place for one request, and a thread that is going to serve it.
 pub struct Place {
+    pool: &'static Pool,
     record: Arc<Record>,
     places: Arc<Places>,
     number: usize,
@@ -57,12 +59,13 @@ impl Waiting {
     pub fn place(&self, request: u64) -> Option<Place> {
         let mut taken = self.places.taken();
         let number = taken.trailing_ones() as usize;
-        if number == PLACES {
+        if number == PLACES || !self.pool.take() {
             return None;
         }
         *taken |= 1 << number;
         self.record.note(FIRST_PLACE + number, request);
         Some(Place {
+            pool: self.pool,
             record: self.record.clone(),
             places: self.places.clone(),
             number,
@@ -95,6 +98,7 @@ impl Places {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.pool.give_back();
         self.record.note(FIRST_PLACE + self.number, 0);
         let mut taken = self.places.taken();
         *taken &= !(1 << self.number);
@@ -106,14 +110,23 @@ impl Drop for Place {
 
 /// The threads of the process.
 struct Pool {
-    jobs: Mutex<VecDeque<Job>>,
+    work: Mutex<Work>,
     more: Condvar,
+}
+
+struct Work {
+    jobs: VecDeque<Job>,
+    /// Threads that nothing was promised to.
+    free: usize,
 }
 
 impl Pool {
     fn get() -> io::Result<&'static Pool> {
         static POOL: Pool = Pool {
-            jobs: Mutex::new(VecDeque::new()),
+            work: Mutex::new(Work {
+                jobs: VecDeque::new(),
+                free: 0,
+            }),
             more: Condvar::new(),
         };
         static STARTED: Mutex<usize> = Mutex::new(0);
@@ -122,23 +135,37 @@ impl Pool {
             let name = format!("waiting-{started}");
             thread::Builder::new().name(name).spawn(|| POOL.serve())?;
             *started += 1;
+            POOL.give_back();
         }
         Ok(&POOL)
     }
 
-    fn jobs(&self) -> MutexGuard<'_, VecDeque<Job>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Promises a thread, if one is free.
+    fn take(&self) -> bool {
+        let mut work = self.work();
+        let is_free = work.free > 0;
+        work.free -= usize::from(is_free);
+        is_free
+    }
+
+    fn give_back(&self) {
+        self.work().free += 1;
+    }
+
+    /// To be called by whom a thread was promised to.
     fn run(&self, job: Job) {
-        self.jobs().push_back(job);
+        self.work().jobs.push_back(job);
         self.more.notify_one();
     }
 
     fn serve(&self) -> ! {
         loop {
-            let jobs = self.more.wait_while(self.jobs(), |jobs| jobs.is_empty());
-            let job = jobs.unwrap_or_else(PoisonError::into_inner).pop_front();
+            let work = self.more.wait_while(self.work(), |work| work.jobs.is_empty());
+            let job = work.unwrap_or_else(PoisonError::into_inner).jobs.pop_front();
             if let Some(job) = job {
                 job();
             }
@@ -153,12 +180,20 @@ mod tests {
 
     use super::*;
 
+    /// The threads are the process's, so these tests take turns.
+    static TURN: Mutex<()> = Mutex::new(());
+
+    fn turn() -> MutexGuard<'static, ()> {
+        TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn waiting() -> Waiting {
         Waiting::of(Arc::new(Record::new(b"test").expect("a record"))).expect("threads")
     }
 
     #[test]
     fn there_are_so_many_places_and_each_is_free_again() {
+        let _turn = turn();
         let waiting = waiting();
         let places: Vec<_> = (1..=PLACES as u64)
             .map_while(|request| waiting.place(request))
@@ -170,7 +205,22 @@ mod tests {
     }
 
     #[test]
+    fn one_mount_leaves_threads_to_the_others() {
+        let _turn = turn();
+        let mounts: Vec<_> = (0..3).map(|_| waiting()).collect();
+        let all = |waiting: &Waiting| -> Vec<Place> { (1..).map_while(|request| waiting.place(request)).collect() };
+        let _first = all(&mounts[0]);
+        assert!(mounts[1].place(1).is_some());
+        let _second = all(&mounts[1]);
+        assert!(
+            all(&mounts[2]).len() <= THREADS - PLACES,
+            "more is promised than there are threads"
+        );
+    }
+
+    #[test]
     fn what_waits_has_ended_when_the_mount_has() {
+        let _turn = turn();
         let waiting = waiting();
         let served = Arc::new(AtomicBool::new(false));
         let (place, done) = (waiting.place(1).expect("a place"), served.clone());

@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::block_map::{BlockMap, HOLE};
+use crate::block_map::{BlockMap, HOLE, PARTS_MAX};
 use crate::disk::Wait;
 use crate::layer::Backing;
 use crate::namespace::Inode;
@@ -27,6 +27,8 @@ use crate::types::{BLOCK, Ino, LayerId, Seek, Time};
 
 /// Parts of a file before it is looked which of them nobody sees any more.
 pub const UNSEEN_EVERY: usize = 64;
+
+pub const TOO_MANY_PARTS: &str = "the file has blocks in too many layers";
 
 pub struct File {
     pub ino: Ino,
@@ -45,6 +47,7 @@ pub struct FileTimes {
     pub ctime: Time,
 }
 
+#[derive(Clone)]
 pub struct Part {
     pub backing: Arc<Backing>,
     pub floor: u64,
@@ -105,10 +108,7 @@ impl File {
     pub fn alone(&self) -> io::Result<RwLockWriteGuard<'_, Content>> {
         let mut content = self.content.write().unwrap_or_else(|e| e.into_inner());
         if !content.is_mapped() {
-            content.map = Some(content.build_map()?);
-            if content.parts.len() > UNSEEN_EVERY {
-                content.drop_unseen();
-            }
+            *content = content.mapped()?;
         }
         Ok(content)
     }
@@ -174,14 +174,41 @@ impl Content {
         self.parts.len() <= 1 || self.map.is_some()
     }
 
-    /// Asks the filesystem which blocks each part but the oldest has; the oldest answers for all the rest below the floors.
-    fn build_map(&self) -> io::Result<BlockMap> {
-        let map = BlockMap::filled(self.size, 0);
-        for (slot, part) in self.parts.iter().enumerate().skip(1) {
+    /// The same with its map: asks which blocks each part but the oldest has; the oldest answers for all the rest below the floors. A load
+    /// finds a part in each layer that the file was written in, which can be more than a map can tell apart; so those that nobody
+    /// sees go on the way.
+    fn mapped(&self) -> io::Result<Content> {
+        let mut mapped = Content {
+            size: self.size,
+            parts: Vec::new(),
+            map: Some(BlockMap::filled(self.size, 0)),
+            saved_floor: self.saved_floor,
+        };
+        let mut unseen_at = UNSEEN_EVERY * UNSEEN_EVERY;
+        for part in &self.parts {
+            if mapped.parts.len() >= unseen_at {
+                mapped.drop_unseen();
+                unseen_at = (2 * mapped.parts.len()).clamp(unseen_at, PARTS_MAX);
+            }
+            mapped.put_on_top(part.clone())?;
+        }
+        if mapped.parts.len() > UNSEEN_EVERY {
+            mapped.drop_unseen();
+        }
+        Ok(mapped)
+    }
+
+    fn put_on_top(&mut self, part: Part) -> io::Result<()> {
+        let slot = self.parts.len();
+        if slot >= PARTS_MAX {
+            return Err(io::Error::other(TOO_MANY_PARTS));
+        }
+        if let Some(map) = self.map.as_ref().filter(|_| slot > 0) {
             map.set(part.floor.div_ceil(BLOCK)..u64::MAX, HOLE);
             part.backing.each_range(|blocks| map.set(blocks, slot as u16))?;
         }
-        Ok(map)
+        self.parts.push(part);
+        Ok(())
     }
 
     fn adopt(&mut self, body: LayerId, blocks: &BTreeMap<u64, Vec<u64>>) {
@@ -304,3 +331,6 @@ impl Content {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

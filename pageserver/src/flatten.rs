@@ -72,7 +72,7 @@ impl Store {
     /// Flattens the oldest layer with a window of `every` layers, while the disk has plenty of room. False when there is none, or
     /// `pace` has ended it.
     pub(crate) fn flatten_next(&self, every: usize, pace: Pace) -> Result<bool> {
-        let chosen = self.catalog().to_be_flattened(every);
+        let chosen = self.catalog().to_be_flattened(every, |id| self.aside().has(id));
         let Some((top, window)) = chosen else {
             return Ok(false);
         };
@@ -81,11 +81,8 @@ impl Store {
         if space.available < space.total / PLENTY && !is_begun {
             return Ok(false);
         }
-        match self.flatten(top, window, every, pace) {
-            // It was destroyed meanwhile.
-            Err(_) if self.catalog().layer(top).is_err() => Ok(true),
-            flattened => flattened,
-        }
+        let flattened = self.flatten(top, window, every, pace);
+        self.tended(top, "a layer is not flattened", flattened)
     }
 
     fn flatten(&self, top: LayerId, window: Vec<LayerId>, every: usize, pace: Pace) -> Result<bool> {
@@ -143,7 +140,7 @@ impl Store {
 
 impl Catalog {
     /// The oldest layer with so many below it that stay and are not flattened, or the one that was begun with, and which they are.
-    fn to_be_flattened(&self, every: usize) -> Option<(LayerId, Vec<LayerId>)> {
+    fn to_be_flattened(&self, every: usize, is_aside: impl Fn(LayerId) -> bool) -> Option<(LayerId, Vec<LayerId>)> {
         let heads: BTreeSet<LayerId> = self.timelines().map(|(_, record)| record.head).collect();
         let named: BTreeSet<LayerId> = self.snapshots().map(|(.., record)| record.layer).collect();
         let mut children: BTreeMap<LayerId, usize> = BTreeMap::new();
@@ -158,7 +155,7 @@ impl Catalog {
         let mut heights: BTreeMap<LayerId, usize> = BTreeMap::new();
         let mut chosen = None;
         for (id, record) in self.layers() {
-            if record.flat == Flat::Begun {
+            if record.flat == Flat::Begun && !is_aside(id) {
                 return Some((id, self.window(id)));
             }
             let below = record.parent.and_then(|parent| heights.get(&parent)).copied();
@@ -167,7 +164,7 @@ impl Catalog {
                 _ => below.unwrap_or(0) + usize::from(stays(id)),
             };
             heights.insert(id, height);
-            if chosen.is_none() && height >= every && stays(id) && is_ready(id, record) {
+            if chosen.is_none() && height >= every && stays(id) && is_ready(id, record) && !is_aside(id) {
                 chosen = Some(id);
             }
         }

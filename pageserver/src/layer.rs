@@ -448,19 +448,26 @@ impl Backing {
 
     /// Calls `each` with every range of blocks that the layer has of the file, in order.
     pub fn each_range(&self, mut each: impl FnMut(Range<u64>)) -> io::Result<()> {
-        if self.layer.reading() != Reading::Unverified {
-            return Ok(self.layer.sealed.each_range(self.layer.id, self.ino, each)?);
+        while self.layer.reading() == Reading::Unverified {
+            let ranges = self.disk().data_ranges(self.file()?)?;
+            // A layer that has checksums by now may have been merged with another, and its file have more.
+            if self.layer.reading() == Reading::Unverified {
+                for bytes in ranges {
+                    each(bytes.start / BLOCK..bytes.end.div_ceil(BLOCK));
+                }
+                return Ok(());
+            }
         }
-        for bytes in self.disk().data_ranges(self.file()?)? {
-            each(bytes.start / BLOCK..bytes.end.div_ceil(BLOCK));
-        }
-        Ok(())
+        Ok(self.layer.sealed.each_range(self.layer.id, self.ino, each)?)
     }
 
     /// The next data or hole of the layer's at or after `offset`; `None` when there is no data up to the end.
     pub fn seek(&self, offset: u64, whence: Seek) -> io::Result<Option<u64>> {
-        if self.layer.reading() == Reading::Unverified {
-            return self.disk().seek(self.file()?, offset, whence);
+        while self.layer.reading() == Reading::Unverified {
+            let found = self.disk().seek(self.file()?, offset, whence)?;
+            if self.layer.reading() == Reading::Unverified {
+                return Ok(found);
+            }
         }
         // The end of the last range that goes on from `offset`, and the first that begins there or later.
         let (mut hole, mut data) = (offset, None);

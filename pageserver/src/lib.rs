@@ -19,6 +19,7 @@
 //! Nothing here prints, reads a clock, draws random numbers or looks at the environment.
 
 mod answers;
+mod aside;
 mod block_map;
 mod bounded_log;
 mod catalog;

@@ -55,7 +55,7 @@ struct Pair {
 /// What becomes of a file's records.
 enum Records {
     /// Those of the body that stays.
-    Stay,
+    Stay(Kept),
     /// Those of the body that ends go over.
     Move(Kept),
     /// They are made of both: newer's blocks, and older's below a block.
@@ -80,6 +80,7 @@ impl Store {
             }
             let pair = match self.begin_pair(older, newer) {
                 Err(_) if [older, newer].iter().any(|id| self.catalog().layer(*id).is_err()) => continue,
+                Err(error) if !error.is_full() => return self.tended(older, "layers are not merged", Err(error)),
                 pair => pair?,
             };
             let Some(pair) = pair else {
@@ -88,14 +89,9 @@ impl Store {
             match self.merge(&pair, level, pace) {
                 // One of them was destroyed meanwhile.
                 Err(_) if !self.is_pair(&pair) => return Ok(true),
-                Err(error @ Error::Damaged { .. }) => {
-                    tracing::error!(older = %pair.older, newer = %pair.newer, %error, "layers are not merged");
-                    self.left_alone().insert(pair.older);
-                    return Ok(true);
-                }
                 // Others may need less.
                 Err(error) if error.is_full() => full = full.or(Some(error)),
-                merged => return merged,
+                merged => return self.tended(older, "layers are not merged", merged),
             }
             begun.push(pair);
         }
@@ -122,10 +118,12 @@ impl Store {
     }
 
     fn mergeable(&self) -> Vec<(LayerId, LayerId)> {
-        let left_alone = self.left_alone().clone();
         let catalog = self.catalog();
-        let found = catalog.mergeable().filter(|(older, _)| !left_alone.contains(older));
-        found.collect()
+        let (aside, naming) = (self.aside(), self.naming());
+        let found = catalog.mergeable();
+        found
+            .filter(|(older, _)| !aside.has(*older) && !naming.contains(older))
+            .collect()
     }
 
     /// Two layers as they are to be merged, unless that would not be worth it; if their files are to be touched, the older one is marked,
@@ -274,7 +272,11 @@ impl Catalog {
                 return None;
             };
             let newer = self.layer(*child).ok()?;
-            let is_pair = is_ready(id, record) && !named.contains(&id) && is_ready(*child, newer);
+            // What is half merged into it has to become one with it first.
+            let is_changing = record
+                .parent
+                .is_some_and(|below| self.layer(below).is_ok_and(|below| below.merging));
+            let is_pair = is_ready(id, record) && !is_changing && !named.contains(&id) && is_ready(*child, newer);
             is_pair.then_some((record.merging, id, *child))
         };
         let mut pairs: Vec<_> = self.layers().filter_map(pair).collect();
@@ -339,6 +341,12 @@ impl Merger<'_> {
         self.store.shared.sealed.chunks(body.id, ino)
     }
 
+    /// What is to be kept of a file that only the older layer has: the newer one may have given it another time.
+    fn as_in_newer(&self, ino: Ino, kept: Kept) -> Kept {
+        let mtime = self.ns.inode(ino).map_or(kept.mtime, |inode| inode.mtime);
+        Kept { mtime, ..kept }
+    }
+
     /// All files of both.
     fn inos(&self) -> BTreeSet<Ino> {
         self.older.keys().chain(self.newer.keys()).copied().collect()
@@ -369,7 +377,7 @@ impl Merger<'_> {
         self.put_names(&mut batch)?;
         let mut catalog = store.catalog();
         let (older, mut newer) = (catalog.layer(pair.older)?.clone(), catalog.layer(pair.newer)?.clone());
-        if newer.parent != Some(pair.older) {
+        if newer.parent != Some(pair.older) || store.naming().contains(&pair.older) {
             return Ok(false);
         }
         let mut entries = Vec::new();
@@ -394,19 +402,31 @@ impl Merger<'_> {
         entries.push(Entry::Layer(pair.newer, Some(newer)));
         let commit = || catalog.commit(&store.shared.db, batch, entries);
         store.shared.sealed.merge(pair.ends, pair.stays, form, commit)?;
-        drop(catalog);
-        store.at("merge: committed");
-        // What the database may come back with must find its blocks.
-        store.sync_db()?;
         tracing::info!(older = %pair.older, newer = %pair.newer, body = %pair.stays, "layers merged");
         Ok(true)
     }
 
-    /// To be called when what nobody needs any more is gone: what both hold is another figure now, for views too.
-    fn finish(&self) {
+    /// Removes bodies that nobody needs since the commit.
+    fn remove(&self, bodies: &[Body]) -> Result<()> {
+        self.store.at("merge: committed");
+        // What the database may come back with must find its blocks.
+        self.store.sync_db()?;
+        for body in bodies {
+            self.store.at("merge: about to remove");
+            self.store.remove_body(*body)?;
+        }
+        Ok(())
+    }
+
+    /// To be called when what nobody needs any more is `removed`, or could not be: what both hold is another figure now, for views too.
+    fn finish(&self, removed: Result<()>) {
         let (store, pair) = (self.store, self.pair);
         store.forget_bytes(&[pair.older, pair.newer]);
         store.renew(&[pair.stays, pair.ends]);
+        if let Err(error) = removed {
+            tracing::error!(layer = %pair.newer, %error, "what merged layers had stays until the store is opened anew");
+            store.aside().put(pair.newer, error);
+        }
     }
 
     /// Adds what the layer is to have of a file to a batch; a pack has its checksums.
@@ -414,7 +434,7 @@ impl Merger<'_> {
         let (db, pair) = (&self.store.shared.db, self.pair);
         let is_plain = form == Form::Plain;
         match record {
-            Records::Stay => {}
+            Records::Stay(kept) => codec::put_part(db, batch, pair.stays, ino, &kept.encode()),
             Records::Drop => codec::delete_part(db, batch, pair.stays, ino),
             Records::Move(kept) => {
                 codec::put_part(db, batch, pair.stays, ino, &kept.encode());

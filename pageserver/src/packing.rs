@@ -27,21 +27,12 @@ const WRITE: usize = 1 << 20;
 impl Store {
     /// Packs the oldest sealed layer that has backing files. False when there is none, or `pace` has ended it.
     pub(crate) fn pack_next(&self, level: i32, pace: Pace) -> Result<bool> {
-        let left_alone = self.left_alone().clone();
-        let chosen = self.catalog().unpacked().find(|(id, _)| !left_alone.contains(id));
+        let chosen = self.catalog().unpacked().find(|(id, _)| !self.aside().has(*id));
         let Some((id, body)) = chosen else {
             return Ok(false);
         };
-        match self.pack(id, body, level, pace) {
-            // It was destroyed meanwhile.
-            Err(_) if self.catalog().layer(id).is_err() => Ok(true),
-            Err(error @ Error::Damaged { .. }) => {
-                tracing::error!(layer = %id, %error, "a layer is not packed");
-                self.left_alone().insert(id);
-                Ok(true)
-            }
-            packed => packed,
-        }
+        let packed = self.pack(id, body, level, pace);
+        self.tended(id, "a layer is not packed", packed)
     }
 
     /// How many sealed layers are not packed.
@@ -80,7 +71,10 @@ impl Store {
         codec::delete_sums(&self.shared.db, &mut batch, body);
         let entries = vec![Entry::Layer(id, Some(record))];
         let commit = || catalog.commit(&self.shared.db, batch, entries);
-        self.shared.sealed.reform(body, Form::Packed(pack), commit)?;
+        if let Err(error) = self.shared.sealed.reform(body, Form::Packed(pack), commit) {
+            self.remove_unused(pack, Some(&error))?;
+            return Err(error);
+        }
         drop(catalog);
         self.at("pack: committed");
         self.forget_bytes(&[id]);
@@ -95,6 +89,15 @@ impl Store {
         self.renew(&[body]);
         tracing::info!(layer = %id, %pack, "a layer is packed");
         Ok(true)
+    }
+
+    /// Removes a pack that the database was not told of. After an error other than a full disk nobody knows whether it was: then the pack stays until the
+    /// store is opened anew.
+    pub(crate) fn remove_unused(&self, pack: PackId, error: Option<&Error>) -> Result<()> {
+        match error.is_none_or(Error::is_full) {
+            true => self.shared.sealed.packs.remove(pack),
+            false => Ok(()),
+        }
     }
 }
 

@@ -115,9 +115,28 @@ impl Store {
             return Ok(true);
         }
         // Merging makes room, also where there is none for the others.
-        match self.merge_next(tending.packing.unwrap_or(LEVEL), pace)? {
-            true => Ok(true),
-            false => flattened.and(packed),
+        if self.merge_next(tending.packing.unwrap_or(LEVEL), pace)? {
+            return Ok(true);
+        }
+        let done = flattened.and(packed)?;
+        match self.aside().end_round() {
+            None => Ok(done),
+            Some(why) => Err(why),
+        }
+    }
+
+    /// What became of a piece of upkeep for a layer: where it failed for another reason than a full disk the layer is passed over, so that the rest
+    /// is done.
+    pub(crate) fn tended(&self, id: LayerId, what: &str, done: Result<bool>) -> Result<bool> {
+        match done {
+            // It was destroyed meanwhile.
+            Err(_) if self.catalog().layer(id).is_err() => Ok(true),
+            Err(error) if !error.is_full() => {
+                tracing::error!(layer = %id, %error, "{what}");
+                self.aside().put(id, error);
+                Ok(true)
+            }
+            done => done,
         }
     }
 
@@ -126,17 +145,14 @@ impl Store {
         let (id, ns) = {
             let mut catalog = self.catalog();
             // What is still being made durable needs its files where they are.
-            let Some(id) = catalog.unsummed().find(|id| !self.is_sealing(*id)) else {
+            let is_next = |id: &LayerId| !self.is_sealing(*id) && !self.aside().has(*id);
+            let Some(id) = catalog.unsummed().find(is_next) else {
                 return Ok(false);
             };
-            (id, load::sealed(&self.shared, &mut catalog, Some(id))?)
+            (id, load::sealed(&self.shared, &mut catalog, Some(id)))
         };
-        let summed = self.sum_files(id, &ns, pace);
-        match summed {
-            // It was destroyed meanwhile.
-            Err(_) if self.catalog().layer(id).is_err() => Ok(true),
-            summed => summed,
-        }
+        let summed = ns.and_then(|ns| self.sum_files(id, &ns, pace));
+        self.tended(id, "a layer gets no checksums", summed)
     }
 
     /// How many sealed layers wait for their checksums.

@@ -9,7 +9,7 @@ use crate::catalog::{Catalog, Entry, LayerRecord, Origin, SnapshotRecord, Timeli
 use crate::error::{Error, Result};
 use crate::names::{BranchName, SnapshotName, Tag};
 use crate::pg::{self, ControlFile, PgInfo, Purpose};
-use crate::store::{Store, refuse_origin};
+use crate::store::{Naming, Store, refuse_origin};
 use crate::timeline::Timeline;
 use crate::types::{LayerId, Time, TimelineId};
 use crate::view::View;
@@ -57,22 +57,26 @@ impl Store {
 
     /// A snapshot's tree, read-only.
     pub fn snapshot_view(&self, name: &SnapshotName) -> Result<Arc<View>> {
-        let layer = self.catalog().snapshot(name)?.layer;
-        self.sealed_view(layer)
+        let catalog = self.catalog();
+        let layer = catalog.snapshot(name)?.layer;
+        self.view_of(catalog, layer)
     }
 
     /// Takes a snapshot of a branch as it is now. Copies nothing; returns when it is durable.
     pub fn create_snapshot(&self, name: &SnapshotName, keep: Keep, now: Time) -> Result<SnapshotInfo> {
         refuse_tag(&self.catalog(), name)?;
+        let (sealed, _naming) = self.seal_branch(&name.branch, now)?;
         let record = SnapshotRecord {
             protected: keep.protected,
             expires: keep.expires,
-            ..self.seal_branch(&name.branch, now)?
+            ..sealed
         };
         let catalog = self.catalog();
         // Somebody may have been quicker.
         refuse_tag(&catalog, name)?;
         let (timeline, _) = catalog.timeline(&name.branch)?;
+        // Another branch may have the name by now.
+        catalog.layer(record.layer)?;
         let info = info(&name.branch, &name.tag, &record);
         self.commit(catalog, vec![Entry::Snapshot(timeline, name.tag.clone(), Some(record))])?;
         Ok(info)
@@ -110,16 +114,19 @@ impl Store {
         self.snapshot(&new)
     }
 
-    /// Changes how long a snapshot is to stay.
-    pub fn keep_snapshot(&self, name: &SnapshotName, keep: Keep) -> Result<SnapshotInfo> {
+    /// Changes how long a snapshot is to stay, as far as is told; an expiry can be taken away.
+    pub fn keep_snapshot(
+        &self,
+        name: &SnapshotName,
+        protected: Option<bool>,
+        expires: Option<Option<Time>>,
+    ) -> Result<SnapshotInfo> {
         let _changing = self.changing();
         let catalog = self.catalog();
         let (timeline, _) = catalog.timeline(&name.branch)?;
-        let record = SnapshotRecord {
-            protected: keep.protected,
-            expires: keep.expires,
-            ..catalog.snapshot(name)?.clone()
-        };
+        let mut record = catalog.snapshot(name)?.clone();
+        record.protected = protected.unwrap_or(record.protected);
+        record.expires = expires.unwrap_or(record.expires);
         self.commit(catalog, vec![Entry::Snapshot(timeline, name.tag.clone(), Some(record))])?;
         self.snapshot(name)
     }
@@ -133,8 +140,8 @@ impl Store {
     }
 
     /// Seals a branch's head and makes the sealed layer's blocks durable; the caller syncs the database when it has
-    /// put a name on it. An unchanged head leaves the layer below it.
-    pub(crate) fn seal_branch(&self, name: &BranchName, now: Time) -> Result<SnapshotRecord> {
+    /// put a name on it, and until then keeps the layer from being merged. An unchanged head leaves the layer below it.
+    pub(crate) fn seal_branch(&self, name: &BranchName, now: Time) -> Result<(SnapshotRecord, Naming<'_>)> {
         let timeline = self.timeline(name)?;
         let mut catalog = self.catalog();
         let (_, record) = catalog.timeline(name)?;
@@ -144,17 +151,19 @@ impl Store {
             Some(parent) if timeline.is_unchanged() => (parent, postgres_in(timeline.view())),
             _ => self.swap_heads(&timeline, &mut catalog, record)?,
         };
+        let naming = Naming::begin(self, layer);
         drop(catalog);
         self.at("seal: heads swapped");
         timeline.sync_sealed()?;
         self.at("seal: synced");
-        Ok(SnapshotRecord {
+        let record = SnapshotRecord {
             layer,
             created: now,
             postgres,
             protected: false,
             expires: None,
-        })
+        };
+        Ok((record, naming))
     }
 
     fn swap_heads(
@@ -182,8 +191,20 @@ impl Store {
 
     /// Drops a snapshot's name, and its layer where nothing else needs it. Refused while a branch starts from it.
     pub fn destroy_snapshot(&self, name: &SnapshotName) -> Result<()> {
+        self.destroy_snapshot_if(name, |_| true).map(drop)
+    }
+
+    /// As [`Store::destroy_snapshot`], of one whose time has come by `now`; whether it has.
+    pub fn destroy_expired_snapshot(&self, name: &SnapshotName, now: Time) -> Result<bool> {
+        self.destroy_snapshot_if(name, |record| record.expires.is_some_and(|at| at <= now))
+    }
+
+    fn destroy_snapshot_if(&self, name: &SnapshotName, wanted: impl FnOnce(&SnapshotRecord) -> bool) -> Result<bool> {
         let (_changing, _bodies) = (self.changing(), self.bodies());
         let mut catalog = self.catalog();
+        if !wanted(catalog.snapshot(name)?) {
+            return Ok(false);
+        }
         self.refuse_destroying(&catalog, name)?;
         let (timeline, _) = catalog.timeline(&name.branch)?;
         let entry = Entry::Snapshot(timeline, name.tag.clone(), None);
@@ -191,7 +212,7 @@ impl Store {
         self.at("destroy: committed");
         self.collect(&mut catalog)?;
         drop(catalog);
-        self.sync_db()
+        self.sync_db().map(|()| true)
     }
 
     /// Bytes of WAL that a server on a view of the snapshot replays when it starts; none when it was shut down.
@@ -235,7 +256,7 @@ impl Store {
         let target = self.catalog().snapshot(name)?.layer;
         let (id, _) = self.catalog().timeline(&name.branch)?;
         self.refuse_if_open(id, &name.branch)?;
-        let kept = self.seal_branch(&name.branch, now)?;
+        let (kept, _naming) = self.seal_branch(&name.branch, now)?;
         let mut catalog = self.catalog();
         self.refuse_if_open(id, &name.branch)?;
         let tag = self.replace_head(&mut catalog, id, target, kept, now)?;

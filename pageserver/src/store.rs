@@ -19,11 +19,13 @@ use std::fs::File as StdFile;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, Weak};
 
 use nix::fcntl::Flock;
 use rocksdb::WriteBatch;
 
+use crate::aside::Aside;
 use crate::catalog::{Catalog, Entry, LayerRecord, Origin, TimelineRecord};
 use crate::db::Db;
 use crate::disk::Disk;
@@ -95,12 +97,15 @@ pub struct Store {
     sealed_bytes: Mutex<HashMap<LayerId, u64>>,
     /// Bytes of sealed layers that the ones above hide, likewise.
     hidden_bytes: Mutex<HashMap<(LayerId, LayerId), (u64, u64)>>,
+    /// How often figures were forgotten.
+    pub(crate) figures: AtomicU64,
     /// WAL to replay in sealed layers, likewise.
     wal_bytes: Mutex<HashMap<LayerId, u64>>,
     /// Shared by who needs the bodies of layers to stay as they are, alone for who moves files between them.
     pub(crate) bodies: RwLock<()>,
-    /// Layers that could not be packed or merged since something in them is damaged.
-    left_alone: Mutex<HashSet<LayerId>>,
+    aside: Mutex<Aside>,
+    /// Sealed layers that are about to get a name, once for each.
+    naming: Mutex<Vec<LayerId>>,
     /// Layers, each with the one above, of which on a full disk all was taken that nobody sees.
     emptied: Mutex<HashSet<(LayerId, LayerId)>>,
     warning: Option<String>,
@@ -147,9 +152,11 @@ impl Store {
             views: Mutex::default(),
             sealed_bytes: Mutex::default(),
             hidden_bytes: Mutex::default(),
+            figures: AtomicU64::new(0),
             wal_bytes: Mutex::default(),
             bodies: RwLock::default(),
-            left_alone: Mutex::default(),
+            aside: Mutex::default(),
+            naming: Mutex::default(),
             emptied: Mutex::default(),
             warning,
             lock,
@@ -183,8 +190,13 @@ impl Store {
         self.bodies.read().unwrap_or_else(|e| e.into_inner())
     }
 
-    pub(crate) fn left_alone(&self) -> MutexGuard<'_, HashSet<LayerId>> {
-        self.left_alone.lock().unwrap_or_else(|e| e.into_inner())
+    pub(crate) fn aside(&self) -> MutexGuard<'_, Aside> {
+        self.aside.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Taken after the catalog.
+    pub(crate) fn naming(&self) -> MutexGuard<'_, Vec<LayerId>> {
+        self.naming.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     pub(crate) fn emptied(&self) -> MutexGuard<'_, HashSet<(LayerId, LayerId)>> {
@@ -242,11 +254,15 @@ impl Store {
             return Err(Error::BranchExists { name: name.to_string() });
         }
         self.take_room()?;
-        let base = match start {
-            Start::Empty => None,
-            Start::Branch(from) => Some(self.seal_branch(from, now)?.layer),
-            Start::Snapshot(from) => Some(self.catalog().snapshot(from)?.layer),
-        };
+        let (mut base, mut _naming) = (None, None);
+        match start {
+            Start::Empty => {}
+            Start::Branch(from) => {
+                let (record, naming) = self.seal_branch(from, now)?;
+                (base, _naming) = (Some(record.layer), Some(naming));
+            }
+            Start::Snapshot(from) => base = Some(self.catalog().snapshot(from)?.layer),
+        }
         let mut catalog = self.catalog();
         let origin = match (start, bond) {
             (Start::Empty, _) | (_, Bond::Independent) => None,
@@ -393,6 +409,7 @@ impl Store {
         let poisoned = is_poisoned(id)?;
         let timeline = Timeline::new(id, name.clone(), self.shared.clone(), head, loaded, poisoned);
         let timeline = Arc::new(timeline);
+        timelines.retain(|_, timeline| timeline.strong_count() > 0);
         timelines.insert(id, Arc::downgrade(&timeline));
         Ok(timeline)
     }
@@ -446,9 +463,21 @@ impl Store {
         heads.chain(sealed).for_each(each);
     }
 
-    /// The tree of a sealed layer, read-only.
+    /// The tree of a snapshot's layer, read-only. One that lost its name has none: it may be merged with the next at any time.
     pub fn sealed_view(&self, layer: LayerId) -> Result<Arc<View>> {
-        let mut catalog = self.catalog();
+        let catalog = self.catalog();
+        let is_named = catalog.snapshots().any(|(.., record)| record.layer == layer);
+        match is_named {
+            true => self.view_of(catalog, layer),
+            false => Err(Error::NoSnapshot {
+                name: format!("of layer {layer}"),
+                known: Vec::new(),
+            }),
+        }
+    }
+
+    /// `catalog` has a name for the layer.
+    pub(crate) fn view_of(&self, mut catalog: MutexGuard<'_, Catalog>, layer: LayerId) -> Result<Arc<View>> {
         let mut views = self.views.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(view) = views.get(&layer).and_then(Weak::upgrade) {
             return Ok(view);
@@ -456,6 +485,7 @@ impl Store {
         let ns: Namespace = load::sealed(&self.shared, &mut catalog, Some(layer))?;
         let view = View::sealed(&self.shared, layer, ns);
         let view = Arc::new(view);
+        views.retain(|_, view| view.strong_count() > 0);
         views.insert(layer, Arc::downgrade(&view));
         Ok(view)
     }
@@ -473,6 +503,29 @@ impl Store {
     pub(crate) fn sync_db(&self) -> Result<()> {
         self.settle()?;
         self.shared.db.sync().map_err(Error::io("sync the store's database"))
+    }
+}
+
+/// A sealed layer that is about to get a name: it is not merged with the one above before it has.
+pub(crate) struct Naming<'a> {
+    store: &'a Store,
+    layer: LayerId,
+}
+
+impl<'a> Naming<'a> {
+    /// To be called with the catalog.
+    pub fn begin(store: &'a Store, layer: LayerId) -> Naming<'a> {
+        store.naming().push(layer);
+        Naming { store, layer }
+    }
+}
+
+impl Drop for Naming<'_> {
+    fn drop(&mut self) {
+        let mut naming = self.store.naming();
+        if let Some(nth) = naming.iter().position(|layer| *layer == self.layer) {
+            naming.swap_remove(nth);
+        }
     }
 }
 

@@ -544,14 +544,14 @@ impl Timeline {
         }
         let layer = self.drop_inode(ino);
         self.view.files.remove(ino);
-        if inode.kind == Kind::File {
+        if let Some(layer) = layer.filter(|_| inode.kind == Kind::File) {
             self.shared.doom(layer, ino);
         }
     }
 
-    /// Ends an inode, if the database can; else it ends when the timeline is loaded again. Returns the head's layer, in
+    /// Ends an inode, if the database can; else it ends when the timeline is loaded again, and its blocks with it. Returns the head's layer, in
     /// which it may have blocks.
-    fn drop_inode(&self, ino: Ino) -> Arc<Layer> {
+    fn drop_inode(&self, ino: Ino) -> Option<Arc<Layer>> {
         let head = self.head();
         head.touched().remove(&ino);
         let mut ns = self.view.ns_mut();
@@ -559,12 +559,13 @@ impl Timeline {
             let mut batch = WriteBatch::default();
             let changes = [change];
             codec::put_changes(&self.shared.db, &mut batch, head.layer.id, &head.below, &changes);
-            match self.shared.db.write(batch) {
-                Ok(()) => changes.into_iter().for_each(|change| ns.apply(change)),
-                Err(e) => drop(self.db_failed(&e)),
+            if let Err(e) = self.shared.db.write(batch) {
+                self.db_failed(&e);
+                return None;
             }
+            changes.into_iter().for_each(|change| ns.apply(change));
         }
-        head.layer.clone()
+        Some(head.layer.clone())
     }
 
     /// Whether nothing was changed since the last seal.

@@ -6,6 +6,7 @@
 //! as large as that of its blocks.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
@@ -63,11 +64,15 @@ impl Store {
 
     /// The bytes of the blocks of a layer that the one above hides, and of all its blocks.
     pub(crate) fn hidden(&self, older: LayerId, newer: LayerId) -> Result<(u64, u64)> {
+        let seen = self.figures();
         if let Some(bytes) = self.hidden_bytes_known().get(&(older, newer)) {
             return Ok(*bytes);
         }
         let bytes = self.hidden_bytes(older, newer)?;
-        self.hidden_bytes_known().insert((older, newer), bytes);
+        let mut known = self.hidden_bytes_known();
+        if self.figures() == seen {
+            known.insert((older, newer), bytes);
+        }
         Ok(bytes)
     }
 
@@ -85,14 +90,22 @@ impl Store {
 
     /// To be called when what layers hold is another figure now.
     pub(crate) fn forget_bytes(&self, layers: &[LayerId]) {
+        // First, so that whoever has measured before keeps nothing of it afterwards.
+        self.figures.fetch_add(1, Ordering::AcqRel);
         self.sealed_bytes().retain(|id, _| !layers.contains(id));
         self.hidden_bytes_known()
             .retain(|(older, newer), _| !layers.contains(older) && !layers.contains(newer));
     }
 
+    /// Counts how often figures were forgotten.
+    fn figures(&self) -> u64 {
+        self.figures.load(Ordering::Acquire)
+    }
+
     /// A layer that is gone meanwhile holds nothing. What was just sealed may lose files that were gone by then, and what is being merged
     /// changes until that has ended; so neither is kept.
     pub(crate) fn layer_bytes(&self, id: LayerId, is_sealed: bool) -> Result<u64> {
+        let seen = self.figures();
         let (record, is_final) = {
             let catalog = self.catalog();
             let record = catalog.layer(id).ok().cloned();
@@ -112,8 +125,9 @@ impl Store {
                 bytes.map_err(Error::io(format!("look at {}", path.display())))?
             }
         };
-        if is_final {
-            self.sealed_bytes().insert(id, bytes);
+        let mut known = self.sealed_bytes();
+        if is_final && self.figures() == seen {
+            known.insert(id, bytes);
         }
         Ok(bytes)
     }

@@ -62,6 +62,8 @@ impl View {
     pub(crate) fn put_on_top(&self, head: Arc<Layer>) {
         let mut layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
         self.top.store(head.id.0, Ordering::Release);
+        // Those that no file has a part in and nobody syncs are opened again when one has.
+        layers.retain(|_, layer| Arc::strong_count(layer) > 1);
         layers.insert(head.id, head);
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::block_map::{BlockMap, HOLE, PARTS_MAX};
 use crate::disk::Wait;
-use crate::file::{Content, Part, UNSEEN_EVERY};
+use crate::file::{Content, Part, TOO_MANY_PARTS, UNSEEN_EVERY};
 use crate::layer::{Backing, Layer};
 use crate::types::{BLOCK, Ino, LayerId, Seek};
 
@@ -172,7 +172,7 @@ impl Content {
             self.drop_unseen();
         }
         if self.parts.len() >= PARTS_MAX {
-            return Err(io::Error::other("the file has blocks in too many layers"));
+            return Err(io::Error::other(TOO_MANY_PARTS));
         }
         let backing = match self.parts.len() {
             0 => target.layer.create_backing(target.ino)?,

@@ -64,11 +64,8 @@ impl Shell {
             }
             ["rename", name, tag] => shown(self.store().rename_snapshot(&parsed(name)?, &parsed(tag)?).map(|_| ())),
             ["protect", name, on] => {
-                let keep = Keep {
-                    protected: *on == "on",
-                    expires: None,
-                };
-                shown(self.store().keep_snapshot(&parsed(name)?, keep).map(|_| ()))
+                let kept = self.store().keep_snapshot(&parsed(name)?, Some(*on == "on"), None);
+                shown(kept.map(|_| ()))
             }
             ["parents"] => Ok(self.parents()),
             ["branch-d", name] => shown(self.store().destroy_branch(&parsed(name)?)),

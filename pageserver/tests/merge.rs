@@ -398,7 +398,10 @@ fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
             .expect("taken");
         world.snapshots.insert(name, seen(timeline.view()));
     }
-    let upkeep = |world: &World| while world.store().tend(&Tending::default(), &mut |_| true).expect("upkeep") {};
+    let upkeep = |world: &World| -> Result<()> {
+        while world.store().tend(&Tending::default(), &mut |_| true)? {}
+        Ok(())
+    };
     let found = |world: &World| {
         let checks = Checks {
             blocks_from: Some(LayerId(0)),
@@ -410,7 +413,7 @@ fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
             .filter(|finding| finding.severity == Severity::Damage);
         damage.map(|finding| finding.what).collect::<Vec<_>>()
     };
-    upkeep(&world);
+    upkeep(&world).expect("upkeep");
     let flip = |world: &World| {
         let layers = std::fs::read_dir(world.scratch.dir.join("layers"))
             .expect("layers")
@@ -437,16 +440,18 @@ fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
     let one: SnapshotName = format!("{branch}@one").parse().expect("a name");
     world.store().destroy_snapshot(&one).expect("destroyed");
     world.snapshots.remove(&one);
-    upkeep(&world);
+    upkeep(&world).expect_err("damage");
+    upkeep(&world).expect("upkeep");
     let told = vec![told[0].replace(&format!(" {one},"), "")];
     assert_eq!(found(&world), told);
     drop(timeline);
     world.reopen();
-    upkeep(&world);
+    upkeep(&world).expect_err("damage");
+    upkeep(&world).expect("upkeep");
     assert_eq!(found(&world), told);
     flip(&world);
     world.reopen();
-    upkeep(&world);
+    upkeep(&world).expect("upkeep");
     assert_eq!(found(&world), Vec::<String>::new());
     world.compare();
 }

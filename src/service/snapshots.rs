@@ -51,14 +51,8 @@ impl Service {
         let store = self.storages.store_of(&name.branch)?;
         let mut info = store.snapshot(name)?;
         if change.protected.is_some() || change.expires.is_some() {
-            let keep = Keep {
-                protected: change.protected.unwrap_or(info.protected),
-                expires: match change.expires {
-                    Some(expires) => expires.map(time),
-                    None => info.expires,
-                },
-            };
-            info = store.keep_snapshot(name, keep)?;
+            let expires = change.expires.map(|expires| expires.map(time));
+            info = store.keep_snapshot(name, change.protected, expires)?;
         }
         if let Some(tag) = &change.tag {
             info = store.rename_snapshot(name, tag)?;
@@ -95,7 +89,7 @@ impl Service {
         for (_, store) in self.storages.stores() {
             let due = |info: &SnapshotInfo| info.expires.is_some_and(|at| at <= now());
             for info in store.snapshots(None).into_iter().filter(due) {
-                match self.destroy_snapshot(&info.name) {
+                match self.destroy_if_expired(&info.name) {
                     Err(error) if error.kind != Kind::Refused => {
                         tracing::error!("{} has expired, but stays: {error}", info.name);
                     }
@@ -103,6 +97,15 @@ impl Service {
                 }
             }
         }
+    }
+
+    /// Somebody may have given it more time since it was looked at.
+    fn destroy_if_expired(&self, name: &SnapshotName) -> Result<()> {
+        let _inside = self.gate.enter()?;
+        if self.released(name)?.destroy_expired_snapshot(name, now())? {
+            tracing::info!("snapshot {name} has expired");
+        }
+        Ok(())
     }
 }
 

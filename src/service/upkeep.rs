@@ -55,7 +55,12 @@ fn run(service: &Service) {
     let mut resting: BTreeMap<StorageName, Instant> = BTreeMap::new();
     while !service.is_stopped() {
         resting.retain(|_, until| Instant::now() < *until);
-        for (name, store) in service.storages.stores() {
+        // Each is held only while it is its turn, so that the others can be detached meanwhile.
+        let names: Vec<StorageName> = service.storages.stores().into_iter().map(|(name, _)| name).collect();
+        for name in names {
+            let Ok(store) = service.storages.named(&name) else {
+                continue;
+            };
             if resting.contains_key(&name) {
                 continue;
             }

@@ -48,19 +48,12 @@ impl Merger<'_> {
         if !self.commit(records, Form::Plain)? {
             return Ok(true);
         }
-        for (ino, _) in records.iter().filter(|(_, record)| matches!(record, Records::Drop)) {
-            store.at("merge: about to remove");
-            let path = self.path(pair.stays, *ino);
-            let removed = self.disk().remove(&path);
-            removed.map_err(Error::io(format!("remove {}", path.display())))?;
-        }
-        store.at("merge: about to remove");
-        store.remove_body(Body {
+        let removed = self.remove(&[Body {
             id: pair.ends,
             form: Form::Plain,
-        })?;
+        }]);
         drop(alone);
-        self.finish();
+        self.finish(removed);
         Ok(true)
     }
 
@@ -77,19 +70,21 @@ impl Merger<'_> {
             ))
         };
         if !parts::is_file(&self.ns, ino) {
-            return Ok(Some(Records::Drop));
+            // Nobody can reach it, and from the commit on no record would tell of it.
+            let removed = self.disk().remove(&self.path(self.pair.stays, ino));
+            return removed.map(|()| Some(Records::Drop)).map_err(failed());
         }
         let (body, kept) = match (self.older.get(&ino), self.newer.get(&ino)) {
             (Some(older), Some(newer)) => {
                 let both = self.both(ino, *older, *newer)?;
                 return self.mix(ino, &both, pace);
             }
-            (Some(older), None) => (self.pair.older_body.id, *older),
+            (Some(older), None) => (self.pair.older_body.id, self.as_in_newer(ino, *older)),
             (None, Some(newer)) => (self.pair.newer_body.id, *newer),
             (None, None) => return Ok(Some(Records::Drop)),
         };
         if body == self.pair.stays {
-            return Ok(Some(Records::Stay));
+            return Ok(Some(Records::Stay(kept)));
         }
         self.name(body, ino).map_err(failed())?;
         Ok(Some(Records::Move(kept)).filter(|_| pace(0)))
@@ -169,8 +164,14 @@ impl Merger<'_> {
             }
             let both = self.both(*ino, *older, *newer)?;
             let seen: BTreeSet<u64> = inherited(&both.older, &both.newer, both.limit).collect();
-            let unseen = blocks(&both.older).map(|(block, _)| block);
-            let unseen: Vec<u64> = unseen.filter(|block| !seen.contains(block)).collect();
+            // What flattening has copied is still read where it was by views that were there before.
+            let newers: BTreeMap<u64, u32> = blocks(&both.newer).collect();
+            let is_copied = |(block, sum): &(u64, u32)| newers.get(block) == Some(sum);
+            let unseen = blocks(&both.older).filter(|block| !is_copied(block));
+            let unseen: Vec<u64> = unseen
+                .map(|(block, _)| block)
+                .filter(|block| !seen.contains(block))
+                .collect();
             let file = self.open(self.pair.older_body.id, *ino, true)?;
             self.punch(&file, &unseen).map_err(failed())?;
             was_any |= !unseen.is_empty();
@@ -194,10 +195,9 @@ impl Merger<'_> {
             chunk.push(block, sum);
         }
         chunk.push(last % CHUNK_BLOCKS, sum);
-        let mut batch = WriteBatch::default();
-        codec::put_sums(&shared.db, &mut batch, self.pair.newer_body.id, ino, number, &chunk);
-        shared.db.write(batch)?;
-        shared.sealed.forget_chunks();
+        let (body, mut batch) = (self.pair.newer_body.id, WriteBatch::default());
+        codec::put_sums(&shared.db, &mut batch, body, ino, number, &chunk);
+        shared.sealed.reform(body, Form::Plain, || shared.db.write(batch))?;
         self.store.sync_db()
     }
 

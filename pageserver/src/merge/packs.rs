@@ -46,15 +46,17 @@ impl Merger<'_> {
         let Some(alone) = store.wait_for_layers(pace) else {
             return store.shared.sealed.packs.remove(pack).map(|()| false);
         };
-        if !store.is_pair(pair) || !self.commit(&records, Form::Packed(pack))? {
-            return store.shared.sealed.packs.remove(pack).map(|()| true);
+        let committed = match store.is_pair(pair) {
+            true => self.commit(&records, Form::Packed(pack)),
+            false => Ok(false),
+        };
+        if !matches!(committed, Ok(true)) {
+            store.remove_unused(pack, committed.as_ref().err())?;
+            return committed.map(|_| true);
         }
-        for body in [pair.older_body, pair.newer_body] {
-            store.at("merge: about to remove");
-            store.remove_body(body)?;
-        }
+        let removed = self.remove(&[pair.older_body, pair.newer_body]);
         drop(alone);
-        self.finish();
+        self.finish(removed);
         Ok(true)
     }
 
@@ -71,12 +73,12 @@ impl Merger<'_> {
                 (both, records)
             }
             (Some(older), None) => {
-                let chunks = self.chunks(pair.older_body, ino)?;
-                (alone(*older, chunks, BTreeMap::new()), Records::Move(*older))
+                let (kept, chunks) = (self.as_in_newer(ino, *older), self.chunks(pair.older_body, ino)?);
+                (alone(kept, chunks, BTreeMap::new()), Records::Move(kept))
             }
             (None, Some(newer)) => {
                 let chunks = self.chunks(pair.newer_body, ino)?;
-                (alone(*newer, BTreeMap::new(), chunks), Records::Stay)
+                (alone(*newer, BTreeMap::new(), chunks), Records::Stay(*newer))
             }
             (None, None) => return Ok(Some(Records::Drop)),
         };

@@ -331,7 +331,7 @@ impl Client {
     /// A job is forgotten by the next service, which has undone what can't stay as it was.
     fn ended_within(&self, job: &Job) -> Error {
         Error::failure(format!("the service ended while it was to {}", job.what))
-            .hint("`zenith pg list` and `zenith branch` show how far that came")
+            .hint("see how far that came (`zenith pg list`, `zenith branch`), or ask for it again")
     }
 
     fn exchange(&self, asked: &Asked) -> Result<Bytes> {

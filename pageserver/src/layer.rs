@@ -222,10 +222,11 @@ impl Layer {
                 self.disk.remove(&path).map_err(Error::io(failed("sweep")))?;
                 continue;
             }
-            let ino = u64::from_str_radix(&name, 16).map_err(|_| Error::Damaged {
-                what: format!("{} holds a foreign file {name}", self.path.display()),
-            })?;
-            match self.inspect(Ino(ino)) {
+            let Some(ino) = Ino::of_name(&name) else {
+                tracing::warn!(layer = %self.id, "{name} is not ours; it is left alone");
+                continue;
+            };
+            match self.inspect(ino) {
                 // An unlinked file's, which was removed since it was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 inspected => found.push(inspected.map_err(Error::io(failed("read")))?),

@@ -51,7 +51,7 @@ impl Tag {
 
     /// Whether only the store itself gives this tag.
     pub fn is_reserved(&self) -> bool {
-        self.0 == "CURRENT" || is_head(&self.0)
+        matches!(&*self.0, "CURRENT" | "HEAD") || is_head(&self.0)
     }
 }
 

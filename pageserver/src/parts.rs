@@ -101,8 +101,19 @@ pub type Pace<'a> = &'a mut dyn FnMut(u64) -> bool;
 
 impl Store {
     /// Does one piece of what nobody waits for: checksums of what was sealed, then flattening, packing and merging. False when there is
-    /// nothing to do, or `pace` has ended it.
+    /// nothing to do, or `pace` has ended it. An error ends the round: what failed is tried again with the next call.
     pub fn tend(&self, tending: &Tending, pace: Pace) -> Result<bool> {
+        let done = self.tend_one(tending, pace);
+        match done {
+            Ok(true) => Ok(true),
+            done => match self.aside().end_round() {
+                Some(why) => done.and(Err(why)),
+                None => done,
+            },
+        }
+    }
+
+    fn tend_one(&self, tending: &Tending, pace: Pace) -> Result<bool> {
         if self.sum_next(pace)? {
             return Ok(true);
         }
@@ -115,13 +126,9 @@ impl Store {
             return Ok(true);
         }
         // Merging makes room, also where there is none for the others.
-        if self.merge_next(tending.packing.unwrap_or(LEVEL), pace)? {
-            return Ok(true);
-        }
-        let done = flattened.and(packed)?;
-        match self.aside().end_round() {
-            None => Ok(done),
-            Some(why) => Err(why),
+        match self.merge_next(tending.packing.unwrap_or(LEVEL), pace)? {
+            true => Ok(true),
+            false => flattened.and(packed),
         }
     }
 

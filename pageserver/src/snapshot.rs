@@ -57,9 +57,11 @@ impl Store {
 
     /// A snapshot's tree, read-only.
     pub fn snapshot_view(&self, name: &SnapshotName) -> Result<Arc<View>> {
-        let catalog = self.catalog();
+        let mut catalog = self.catalog();
         let layer = catalog.snapshot(name)?.layer;
-        self.view_of(catalog, layer)
+        let view = self.view_of(&mut catalog, layer)?;
+        view.open_as(name);
+        Ok(view)
     }
 
     /// Takes a snapshot of a branch as it is now. Copies nothing; returns when it is durable.
@@ -246,7 +248,8 @@ impl Store {
         refuse_origin(catalog, name.to_string(), |origin| {
             origin.timeline == timeline && origin.tag.as_ref() == Some(&name.tag)
         })?;
-        self.refuse_looked_at(name.to_string(), record.layer)
+        let named = catalog.snapshots().filter(|(.., other)| other.layer == record.layer);
+        self.refuse_looked_at(name, record.layer, named.count() > 1)
     }
 
     /// Sets a branch back to one of its snapshots. The state it had is kept as the returned `NAME@HEAD{n}`.

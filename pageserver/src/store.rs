@@ -357,20 +357,29 @@ impl Store {
         let (id, _) = catalog.timeline(name)?;
         refuse_origin(catalog, name.to_string(), |origin| origin.timeline == id)?;
         for (_, tag, record) in catalog.snapshots().filter(|(timeline, ..)| *timeline == id) {
+            let name = SnapshotName {
+                branch: name.clone(),
+                tag: tag.clone(),
+            };
             if record.protected {
-                let name = format!("{name}@{tag}");
-                return Err(Error::Protected { name });
+                return Err(Error::Protected { name: name.to_string() });
             }
-            self.refuse_looked_at(name.to_string(), record.layer)?;
+            let mut others = catalog.snapshots().filter(|(timeline, ..)| *timeline != id);
+            self.refuse_looked_at(
+                &name,
+                record.layer,
+                others.any(|(.., other)| other.layer == record.layer),
+            )?;
         }
         Ok(())
     }
 
-    /// Refuses to let go of a layer that somebody looks at.
-    pub(crate) fn refuse_looked_at(&self, name: String, layer: LayerId) -> Result<()> {
+    /// Refuses to take away the name of a layer that somebody looks at: where it `has_others`, too, only if it was opened under this one.
+    pub(crate) fn refuse_looked_at(&self, name: &SnapshotName, layer: LayerId, has_others: bool) -> Result<()> {
         let views = self.views.lock().unwrap_or_else(|e| e.into_inner());
-        match views.get(&layer).is_some_and(|view| view.strong_count() > 0) {
-            true => Err(Error::Busy { name }),
+        let view = views.get(&layer).and_then(Weak::upgrade);
+        match view.is_some_and(|view| !has_others || view.is_open_as(name)) {
+            true => Err(Error::Busy { name: name.to_string() }),
             false => Ok(()),
         }
     }
@@ -465,10 +474,10 @@ impl Store {
 
     /// The tree of a snapshot's layer, read-only. One that lost its name has none: it may be merged with the next at any time.
     pub fn sealed_view(&self, layer: LayerId) -> Result<Arc<View>> {
-        let catalog = self.catalog();
+        let mut catalog = self.catalog();
         let is_named = catalog.snapshots().any(|(.., record)| record.layer == layer);
         match is_named {
-            true => self.view_of(catalog, layer),
+            true => self.view_of(&mut catalog, layer),
             false => Err(Error::NoSnapshot {
                 name: format!("of layer {layer}"),
                 known: Vec::new(),
@@ -477,12 +486,12 @@ impl Store {
     }
 
     /// `catalog` has a name for the layer.
-    pub(crate) fn view_of(&self, mut catalog: MutexGuard<'_, Catalog>, layer: LayerId) -> Result<Arc<View>> {
+    pub(crate) fn view_of(&self, catalog: &mut Catalog, layer: LayerId) -> Result<Arc<View>> {
         let mut views = self.views.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(view) = views.get(&layer).and_then(Weak::upgrade) {
             return Ok(view);
         }
-        let ns: Namespace = load::sealed(&self.shared, &mut catalog, Some(layer))?;
+        let ns: Namespace = load::sealed(&self.shared, catalog, Some(layer))?;
         let view = View::sealed(&self.shared, layer, ns);
         let view = Arc::new(view);
         views.retain(|_, view| view.strong_count() > 0);

@@ -64,6 +64,14 @@ impl Ino {
     pub const FIRST: Ino = Ino(16);
 }
 
+impl Ino {
+    /// Of the name that a backing file has.
+    pub fn of_name(name: &str) -> Option<Ino> {
+        let ino = u64::from_str_radix(name, 16).ok().map(Ino);
+        ino.filter(|ino| ino.to_string() == name)
+    }
+}
+
 impl fmt::Display for Ino {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:x}", self.0)

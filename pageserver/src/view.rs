@@ -1,6 +1,6 @@
 //! A file tree that can be read: that of a sealed layer, or of a timeline's head.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +15,7 @@ use crate::error::FsResult;
 use crate::file::File;
 use crate::file_table::FileTable;
 use crate::layer::{Backing, Layer, Layers};
+use crate::names::SnapshotName;
 use crate::namespace::{Inode, Namespace};
 use crate::room::Room;
 use crate::shared::Shared;
@@ -33,6 +34,8 @@ pub struct View {
     ns: RwLock<Namespace>,
     layers: Mutex<HashMap<LayerId, Arc<Layer>>>,
     pub(crate) files: FileTable,
+    /// Snapshots under whose names it was opened.
+    names: Mutex<BTreeSet<SnapshotName>>,
 }
 
 impl View {
@@ -47,6 +50,7 @@ impl View {
             ns: RwLock::new(ns),
             layers: Mutex::default(),
             files: FileTable::default(),
+            names: Mutex::default(),
         }
     }
 
@@ -71,6 +75,16 @@ impl View {
     pub(crate) fn let_go(&self) -> bool {
         let layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
         layers.values().filter(|layer| layer.let_go()).count() > 0
+    }
+
+    /// Notes that somebody has it under a snapshot's name.
+    pub(crate) fn open_as(&self, name: &SnapshotName) {
+        let mut names = self.names.lock().unwrap_or_else(|e| e.into_inner());
+        names.insert(name.clone());
+    }
+
+    pub(crate) fn is_open_as(&self, name: &SnapshotName) -> bool {
+        self.names.lock().unwrap_or_else(|e| e.into_inner()).contains(name)
     }
 
     /// The layer on top.

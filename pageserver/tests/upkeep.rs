@@ -98,22 +98,49 @@ fn tend(store: &Store, tending: &Tending) -> Result<()> {
     Ok(())
 }
 
-/// One is damaged: that is told, once, and the others are taken care of.
+/// Fails the first call that asks which blocks a file has.
+#[derive(Default)]
+struct FailsOnce(AtomicBool);
+
+impl Hook for FailsOnce {
+    fn before(&self, call: Call) -> io::Result<()> {
+        match call == Call::Map && !self.0.swap(true, Ordering::Relaxed) {
+            true => Err(io::Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// That is told, the others are taken care of, and then it is tried again.
 #[test]
 fn a_layer_that_cannot_be_read_stops_nothing_else() {
-    let world = World::new("aside", Disk::new());
-    let layers = ["a", "b", "c", "d"].map(|tag| {
+    let world = World::new("aside", Disk::new().with_hook(Arc::new(FailsOnce::default())));
+    for tag in ["a", "b", "c", "d"] {
         world.write("file", tag.as_bytes()[0], 8192);
-        world.take(tag)
-    });
-    let foreign = world.scratch.dir.join(format!("layers/{}/foreign", layers[0]));
-    std::fs::write(foreign, "not ours").expect("written");
+        world.take(tag);
+    }
     world.store.destroy_snapshot(&snapshot("b")).expect("destroyed");
-    let error = world.tend().expect_err("damage");
-    assert!(error.to_string().contains("foreign"), "{error}");
-    world.tend().expect("told once");
+    let error = world.tend().expect_err("an error of the disk");
+    assert!(error.to_string().contains("i/o error"), "{error}");
     assert_eq!((world.store.unsummed(), world.store.unmerged()), (1, 0));
+    world.tend().expect("upkeep");
+    assert_eq!(world.store.unsummed(), 0);
     assert_eq!(world.first_byte("c", "file"), b'c');
+}
+
+/// Two snapshots with nothing written between them.
+#[test]
+fn one_of_two_names_of_a_layer_can_go_while_it_is_looked_at_under_the_other() {
+    let world = World::new("names", Disk::new());
+    world.write("file", 1, 8192);
+    assert_eq!(world.take("a"), world.take("b"));
+    let view = world.store.snapshot_view(&snapshot("a")).expect("loads");
+    let destroy = |tag| world.store.destroy_snapshot(&snapshot(tag));
+    assert!(matches!(destroy("a"), Err(Error::Busy { .. })));
+    destroy("b").expect("nobody has it under this name");
+    assert!(matches!(destroy("a"), Err(Error::Busy { .. })));
+    drop(view);
+    destroy("a").expect("destroyed");
 }
 
 /// Fails every call that removes something, once a merge is committed.

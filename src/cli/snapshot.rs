@@ -132,8 +132,8 @@ struct List {
 
 /// Have snapshots be taken, and go, by themselves
 ///
-/// They are called auto- and the moment, in UTC. With --keep those that no rule keeps are destroyed; one that is protected, in use or
-/// started from stays. Without a time it lists the schedules.
+/// They are called auto- and the moment, in UTC. With --keep those that no rule keeps are destroyed; one that is protected, mounted or
+/// started from stays. A branch has one schedule: another --every replaces it, with its --keep. Without a time it lists the schedules.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   zenith snapshot schedule shop --every 15m --keep hourly:24,daily:7,weekly:4
@@ -146,7 +146,7 @@ struct Plan {
     /// How often: 1m, 15m, 1h, 1d
     #[arg(long, value_name = "TIME", value_parser = time_to_live, requires = "branch")]
     every: Option<Duration>,
-    /// Which stay: the newest of each of the last so many hours, days, weeks, months or years, or the last so many [default: all]
+    /// Which stay: the newest of each of the last so many hourly, daily, weekly, monthly or yearly periods, or the last:N [default: all]
     #[arg(long, value_name = "RULE,...", value_delimiter = ',', requires = "every")]
     keep: Vec<Rule>,
     /// End the schedule; its snapshots stay

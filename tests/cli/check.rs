@@ -41,6 +41,28 @@ fn a_sound_store_is_sound_with_the_service_and_without() {
 }
 
 #[test]
+fn what_is_not_ours_in_a_layer_keeps_nobody_out_and_is_put_aside() {
+    let sandbox = with_snapshot("check-foreign");
+    let foreign = sandbox.store().join("layers/00000001/zzz");
+    fs::write(&foreign, "somebody's").expect("written");
+    sandbox.ok(&["stop"]);
+    sandbox.ok(&["mount", "main", "m"]);
+    let kept = fs::read_to_string(sandbox.path("m/file")).expect("readable");
+    assert_eq!(kept, "twelve bytes");
+    sandbox.ok(&["umount", "m"]);
+    let told = sandbox.ok(&["check", "--repair"]);
+    assert!(
+        told.contains("leftover: local: layer 00000001: zzz is no backing file"),
+        "{told}"
+    );
+    assert!(!foreign.exists(), "{told}");
+    assert!(
+        sandbox.store().join("lost/zzz").exists() || told.contains("lost"),
+        "{told}"
+    );
+}
+
+#[test]
 fn a_file_that_is_cut_or_gone_is_told_in_every_form() {
     let sandbox = with_snapshot("check-cut");
     let file = backing_file(&sandbox);

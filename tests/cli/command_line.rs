@@ -264,6 +264,10 @@ fn a_dry_run_tells_whether_a_pg_or_its_storage_could_go() {
     assert!(log["text"].is_string(), "{log}");
     let endless = json_error(&sandbox.run(&["pg", "logs", "shop", "-f", "--json"]));
     assert_eq!(endless["exit_code"], 2, "{endless}");
+    sandbox.ok(&["snapshot", "protect", "shop@s", "--off"]);
+    let looked_at = std::fs::read_to_string(sandbox.path("shop/.zenith/snapshot/s/PG_VERSION"));
+    assert!(looked_at.is_ok(), "{looked_at:?}");
+    sandbox.ok(&["pg", "destroy", "shop", "--yes"]);
 }
 
 #[test]

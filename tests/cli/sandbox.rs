@@ -21,6 +21,14 @@ const ZENITH: &str = env!("CARGO_BIN_EXE_zenith");
 /// How long anything may take to come about.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Where a store can lie and the user that Postgres runs as can get to: root's home, and a build directory there, is often closed to others.
+fn place() -> PathBuf {
+    match geteuid().is_root() {
+        true => "/var/tmp".into(),
+        false => env!("CARGO_TARGET_TMPDIR").into(),
+    }
+}
+
 pub struct Sandbox {
     dir: PathBuf,
     store: PathBuf,
@@ -29,7 +37,7 @@ pub struct Sandbox {
 impl Sandbox {
     /// Without a store. `name` tells the tests that run side by side apart.
     pub fn bare(name: &str) -> Sandbox {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", process::id()));
+        let dir = place().join(format!("zenith-{name}-{}", process::id()));
         fs::create_dir_all(&dir).expect("a directory for the test");
         let store = dir.join("store");
         Sandbox { dir, store }

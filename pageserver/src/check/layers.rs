@@ -133,7 +133,12 @@ impl Checker<'_> {
                 self.found(finding.repair(Repair::Remove(path)));
                 continue;
             }
-            match inspect(&layer, &name, &path) {
+            let Some(ino) = Ino::of_name(&name) else {
+                let finding = Finding::new(Severity::Leftover, place(id), format!("{name} is no backing file"));
+                self.found(finding.repair(Repair::PutAside(path)));
+                continue;
+            };
+            match inspect(&layer, ino, &path) {
                 Ok(file) => found.push(file),
                 Err(what) => self.found(Finding::damage(place(id), what)),
             }
@@ -271,11 +276,8 @@ fn is_same(a: &Namespace, b: &Namespace) -> bool {
     a.inodes().eq(b.inodes()) && a.all_names().eq(b.all_names())
 }
 
-/// A backing file by its name; or what is wrong with it.
-fn inspect(layer: &Layer, name: &str, path: &Path) -> std::result::Result<Found, String> {
-    let ino = u64::from_str_radix(name, 16).map(Ino);
-    let ino = ino.ok().filter(|ino| ino.to_string() == name);
-    let ino = ino.ok_or_else(|| format!("{name} is no name of a backing file"))?;
+/// A backing file; or what is wrong with it.
+fn inspect(layer: &Layer, ino: Ino, path: &Path) -> std::result::Result<Found, String> {
     let is_file = fs::symlink_metadata(path).map(|meta| meta.is_file());
     match is_file.and_then(|is_file| {
         if is_file {
@@ -284,11 +286,11 @@ fn inspect(layer: &Layer, name: &str, path: &Path) -> std::result::Result<Found,
             Ok(None)
         }
     }) {
-        Ok(None) => Err(format!("the backing file {name} is no regular file")),
-        Ok(Some(file)) if file.stat.size > FILE_SIZE_MAX => Err(format!("the backing file {name} is too large")),
+        Ok(None) => Err(format!("the backing file {ino} is no regular file")),
+        Ok(Some(file)) if file.stat.size > FILE_SIZE_MAX => Err(format!("the backing file {ino} is too large")),
         // A floor above the end is one that a later cut has lowered.
         Ok(Some(file)) => Ok(file),
-        Err(error) => Err(format!("the backing file {name}: {error}")),
+        Err(error) => Err(format!("the backing file {ino}: {error}")),
     }
 }
 

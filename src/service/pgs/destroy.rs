@@ -19,14 +19,14 @@ impl Service {
     pub fn check_pg_destroyable(&self, name: &BranchName) -> Result<()> {
         let _inside = self.gate.enter()?;
         self.pg_record(name)?;
-        Ok(self.storages.store_of(name)?.check_branch_destroyable(name)?)
+        self.check_branch_let_go(name)
     }
 
     pub fn destroy_pg(self: &Arc<Self>, name: &BranchName, job: &Job) -> Result<()> {
         let _inside = self.gate.enter()?;
         self.locks.with(name, || {
             let record = self.pg_record(name)?;
-            self.storages.store_of(name)?.check_branch_destroyable(name)?;
+            self.check_branch_let_go(name)?;
             let ran = self.stop_pg(name, StopMode::Fast, job)?;
             job.step(format!("destroy {name}"));
             let gone = self.let_go_of(name).inspect_err(|_| {
@@ -39,6 +39,15 @@ impl Service {
             tracing::info!("pg {name} on {} destroyed", record.dir.display());
             Ok(())
         })
+    }
+
+    /// As the pg goes, what was looked at through its own mount is no reason to stay.
+    fn check_branch_let_go(&self, name: &BranchName) -> Result<()> {
+        let store = self.storages.store_of(name)?;
+        for snapshot in store.snapshots(Some(name)) {
+            self.table.release_snapshot(name, snapshot.layer);
+        }
+        Ok(store.check_branch_destroyable(name)?)
     }
 
     /// What is in use makes it fail before anything is gone.

@@ -77,7 +77,7 @@ impl Error {
             Error::Locked { .. } => Some("`zenith status` shows the service, `zenith stop` ends it".into()),
             Error::NewerFormat { .. } => Some("use the zenith that wrote it, or a newer one".into()),
             Error::UnsupportedFilesystem { .. } => {
-                Some("put the store on ext4 (data=ordered), xfs or btrfs, for example with --store".into())
+                Some("take a directory on ext4 (data=ordered), xfs or btrfs; --store names one for the store".into())
             }
             Error::BadName { .. } => {
                 Some("names are 1 to 63 characters of A-Z a-z 0-9 _ . - and start with neither '-' nor '.'".into())
@@ -110,7 +110,7 @@ impl Error {
     }
 
     /// Whether there was no room on the disk, and nothing was lost.
-    pub(crate) fn is_full(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         matches!(self, Error::Io { source, .. } if is_full(source))
     }
 

@@ -132,6 +132,13 @@ impl Store {
         }
     }
 
+    /// What is wrong with a layer that the upkeep passes over for as long as the store is open.
+    pub fn passed_over(&self) -> Option<String> {
+        let (catalog, aside) = (self.catalog(), self.aside());
+        let mut damaged = aside.damaged().filter(|(id, _)| catalog.layer(*id).is_ok());
+        damaged.next().map(|(id, what)| format!("layer {id}: {what}"))
+    }
+
     /// What became of a piece of upkeep for a layer: where it failed for another reason than a full disk the layer is passed over, so that the rest
     /// is done.
     pub(crate) fn tended(&self, id: LayerId, what: &str, done: Result<bool>) -> Result<bool> {

@@ -441,6 +441,13 @@ fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
     world.store().destroy_snapshot(&one).expect("destroyed");
     world.snapshots.remove(&one);
     upkeep(&world).expect_err("damage");
+    assert!(
+        world
+            .store()
+            .passed_over()
+            .expect("told")
+            .contains("not what was sealed")
+    );
     upkeep(&world).expect("upkeep");
     let told = vec![told[0].replace(&format!(" {one},"), "")];
     assert_eq!(found(&world), told);

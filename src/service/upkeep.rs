@@ -21,6 +21,9 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How long to leave a storage alone after an error.
 const REST: Duration = Duration::from_secs(60);
 
+/// So many bytes more are free where somebody has made room on a full disk.
+const ROOM: u64 = 8 << 20;
+
 /// Bytes a second, at most.
 const SPEED: u64 = 256 << 20;
 
@@ -52,26 +55,49 @@ impl Upkeep {
 
 fn run(service: &Service) {
     give_way();
-    let mut resting: BTreeMap<StorageName, Instant> = BTreeMap::new();
+    let mut resting: BTreeMap<StorageName, Rest> = BTreeMap::new();
     while !service.is_stopped() {
-        resting.retain(|_, until| Instant::now() < *until);
         // Each is held only while it is its turn, so that the others can be detached meanwhile.
         let names: Vec<StorageName> = service.storages.stores().into_iter().map(|(name, _)| name).collect();
         for name in names {
             let Ok(store) = service.storages.named(&name) else {
                 continue;
             };
-            if resting.contains_key(&name) {
+            if resting.get(&name).is_some_and(|rest| !rest.is_over(&store)) {
                 continue;
             }
-            let error = tend(service, &name, &store).err().map(|error| error.to_string());
+            resting.remove(&name);
+            let error = tend(service, &name, &store).err();
             if let Some(error) = &error {
                 tracing::error!("upkeep of the storage {name}: {error}");
-                resting.insert(name.clone(), Instant::now() + REST);
+                resting.insert(name.clone(), Rest::after(error, &store));
             }
-            service.storages.tended(&name, error);
+            let told = error.map(|error| error.to_string()).or_else(|| store.passed_over());
+            service.storages.tended(&name, told);
         }
         thread::park_timeout(EVERY);
+    }
+}
+
+/// A storage is left alone.
+struct Rest {
+    until: Instant,
+    /// What was free when its disk was full.
+    full_at: Option<u64>,
+}
+
+impl Rest {
+    fn after(error: &pageserver::Error, store: &Store) -> Rest {
+        let available = store.space().map(|space| space.available).ok();
+        Rest {
+            until: Instant::now() + REST,
+            full_at: available.filter(|_| error.is_full()),
+        }
+    }
+
+    fn is_over(&self, store: &Store) -> bool {
+        let has_room = |at| store.space().is_ok_and(|space| space.available >= at + ROOM);
+        Instant::now() >= self.until || self.full_at.is_some_and(has_room)
     }
 }
 

@@ -434,7 +434,14 @@ impl Merger<'_> {
         let (db, pair) = (&self.store.shared.db, self.pair);
         let is_plain = form == Form::Plain;
         match record {
-            Records::Stay(kept) => codec::put_part(db, batch, pair.stays, ino, &kept.encode()),
+            Records::Stay(kept) => {
+                let is_known = [&self.older, &self.newer]
+                    .map(|files| files.get(&ino))
+                    .contains(&Some(kept));
+                if !is_known {
+                    codec::put_part(db, batch, pair.stays, ino, &kept.encode());
+                }
+            }
             Records::Drop => codec::delete_part(db, batch, pair.stays, ino),
             Records::Move(kept) => {
                 codec::put_part(db, batch, pair.stays, ino, &kept.encode());

@@ -49,7 +49,7 @@ def measure_ratios(options, chosen, size):
 
 def main():
     options = arguments()
-    machine.warn_if_busy()
+    machine.warn_if_unfit()
     wanted = options.only or [*WORKLOADS, *claims.CLAIMS]
     size = Size.quick() if options.quick else Size.full()
     chosen = [name for name in WORKLOADS if name in wanted]

@@ -83,16 +83,25 @@ def resident_bytes(pid):
     return int(re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1]) * 1024
 
 
-def warn_if_busy():
+def warn_if_unfit():
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"warning: the machine is busy with something else (load {load:.1f}): the figures will scatter", file=sys.stderr)
+    if pages_out_by_itself():
+        print("warning: this kernel pages out what was not used for a while (DAMON): caches that should be warm may not be", file=sys.stderr)
+
+
+def pages_out_by_itself():
+    """Whether the kernel watches which memory is used (DAMON) to take away what was not for a while, cached files too: then nothing stays warm."""
+    states = Path("/sys/kernel/mm/damon/admin/kdamonds").glob("*/state")
+    return any(state.read_text().strip() == "on" for state in states)
 
 
 def describe(options):
     """What a reader must know to judge the figures."""
     return {
         "load_before": os.getloadavg()[0],
+        "pages_out_by_itself": pages_out_by_itself(),
         "kernel": platform.release(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

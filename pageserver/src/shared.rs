@@ -33,7 +33,7 @@ const DOOMED_MAX: usize = 256;
 /// Sealed namespaces kept in memory. They share all they have in common.
 const NAMESPACES_MAX: usize = 256;
 
-/// Sealed layers that are known to be durable, until the upkeep has read them.
+/// Sealed layers that are remembered to be durable; the upkeep reads them soon, and syncs what it finds forgotten.
 const SYNCED_MAX: usize = 64;
 
 pub struct Shared {

@@ -586,46 +586,6 @@ fn what_a_killed_service_has_written_is_made_durable_before_anything_is_taken_fo
     std::fs::remove_dir_all(&dir).expect("removed");
 }
 
-/// Has the upkeep do all there is; how often it synced a file.
-fn syncs_of_upkeep(store: &Store, door: &Door) -> usize {
-    door.calls.lock().expect("unpoisoned").clear();
-    while store.tend(&Tending::default(), &mut |_| true).expect("tended") {}
-    let calls = door.calls.lock().expect("unpoisoned");
-    assert!(calls.contains_key(&Call::Read), "nothing was read");
-    calls.get(&Call::SyncData).copied().unwrap_or(0)
-}
-
-#[test]
-fn the_upkeep_syncs_only_what_is_not_known_to_be_durable() {
-    let bench = Bench::new("tended");
-    bench.file("a", 8192);
-    bench.snapshot("known").expect("snapshot");
-    assert_eq!(syncs_of_upkeep(&bench.store, &bench.door), 0);
-}
-
-#[test]
-fn the_upkeep_syncs_what_another_life_of_the_store_has_sealed() {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cost-tended-anew-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&dir);
-    Store::create(&dir, Disk::new()).expect("make a store");
-    let store = Store::open(&dir, Disk::new()).expect("opened");
-    let main = "main".parse().expect("a name");
-    store.create_branch(&main, &Start::Empty, (0, 0), NOW).expect("made");
-    let timeline = store.timeline(&main).expect("loaded");
-    let attr = timeline
-        .create(Ino::ROOT, OsStr::new("a"), a_file(), NOW)
-        .expect("created");
-    assert_eq!(timeline.write(attr.ino, 0, &[1; 8192], None), Ok(8192));
-    let name = "main@sealed".parse().expect("a name");
-    store.create_snapshot(&name, Keep::default(), NOW).expect("snapshot");
-    drop((timeline, store));
-    let door = Arc::new(Door::default());
-    let store = Store::open(&dir, Disk::new().with_hook(door.clone())).expect("opened");
-    assert_eq!(syncs_of_upkeep(&store, &door), 1);
-    drop(store);
-    std::fs::remove_dir_all(&dir).expect("removed");
-}
-
 /// Stops the first sync of data until it is let go on.
 #[derive(Default)]
 struct Stall {

@@ -8,7 +8,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from machine import AS_ROOT, Failed, Meter, bytes_on_disk, drop_caches, run
+from machine import AS_ROOT, Failed, Meter, bytes_on_disk, drop_caches, read_all, run
 from postgres import Cluster
 from report import progress
 from sides import Plain, Zenith
@@ -265,13 +265,8 @@ def used(top):
 def scan(directory):
     """MiB a second of reading all files, one after the other, that nothing has in memory."""
     drop_caches()
-    done = 0
     with Meter(None) as meter:
-        for where, _, names in os.walk(directory):
-            for name in names:
-                with open(os.path.join(where, name), "rb", buffering=0) as file:
-                    while block := file.read(MIB):
-                        done += len(block)
+        done = read_all(directory)
     return done / MIB / meter.seconds
 
 

@@ -40,6 +40,17 @@ def drop_caches():
     run(*AS_ROOT, "sh", "-c", "echo 3 > /proc/sys/vm/drop_caches")
 
 
+def read_all(directory):
+    """Reads all files below a directory, one after the other; returns how many bytes they have."""
+    done = 0
+    for where, _, names in os.walk(directory):
+        for name in names:
+            with open(os.path.join(where, name), "rb", buffering=0) as file:
+                while block := file.read(1 << 20):
+                    done += len(block)
+    return done
+
+
 def bytes_on_disk(path):
     run("sync")
     return int(run("du", "-s", "--block-size=1", path).split()[0])

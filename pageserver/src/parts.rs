@@ -211,9 +211,7 @@ impl Store {
         let disk = &self.shared.disk;
         let file = layer.open_file(found.ino).map_err(failed())?;
         // What is taken for damage later must not be what a power cut has left.
-        if !self.shared.was_synced(layer.id) {
-            disk.sync_data(&file).map_err(failed())?;
-        }
+        disk.sync_data(&file).map_err(failed())?;
         let mut reader = Reader {
             store: self,
             file: &file,

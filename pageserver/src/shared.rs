@@ -33,9 +33,6 @@ const DOOMED_MAX: usize = 256;
 /// Sealed namespaces kept in memory. They share all they have in common.
 const NAMESPACES_MAX: usize = 256;
 
-/// Sealed layers that are remembered to be durable; the upkeep reads them soon, and syncs what it finds forgotten.
-const SYNCED_MAX: usize = 64;
-
 pub struct Shared {
     pub disk: Disk,
     pub db: Arc<Db>,
@@ -45,7 +42,6 @@ pub struct Shared {
     pub sealed: Arc<Sealed>,
     inos: Mutex<Lease>,
     namespaces: Mutex<VecDeque<(LayerId, Namespace)>>,
-    synced: Mutex<VecDeque<LayerId>>,
     doomed: Mutex<Vec<(Arc<Layer>, Ino)>>,
     /// Writes were handed to the kernel that no sync point knows of any more.
     unsettled: AtomicBool,
@@ -99,7 +95,6 @@ impl Shared {
             sealed,
             inos: Mutex::new(Lease { next, end: next }),
             namespaces: Mutex::default(),
-            synced: Mutex::default(),
             doomed: Mutex::default(),
             // A service that was killed knew which writes were not durable yet; this one doesn't.
             unsettled: AtomicBool::new(true),
@@ -195,21 +190,6 @@ impl Shared {
             namespaces.pop_front();
         }
         namespaces.push_back((layer, ns));
-    }
-
-    /// Notes that all blocks of a sealed layer are durable.
-    pub fn synced(&self, layer: LayerId) {
-        let mut synced = self.synced.lock().unwrap_or_else(|e| e.into_inner());
-        if synced.len() == SYNCED_MAX {
-            synced.pop_front();
-        }
-        synced.push_back(layer);
-    }
-
-    /// Whether all blocks of a sealed layer are known to be durable.
-    pub fn was_synced(&self, layer: LayerId) -> bool {
-        let synced = self.synced.lock().unwrap_or_else(|e| e.into_inner());
-        synced.contains(&layer)
     }
 
     /// Has the blocks of a file that is gone removed, with the next [`Shared::tidy`].

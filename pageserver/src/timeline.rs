@@ -461,7 +461,6 @@ impl Timeline {
         let sealing = self.sealing().clone();
         for layer in &sealing {
             layer.sync().map_err(|e| self.sync_failed(layer, e))?;
-            self.shared.synced(layer.id);
             self.sealing().retain(|other| other.id != layer.id);
         }
         Ok(())

@@ -6,7 +6,7 @@ mod store;
 use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use pageserver::*;
@@ -73,10 +73,10 @@ impl World {
         tend(&self.store, &Tending::default())
     }
 
-    fn reopen(self, disk: Disk) -> World {
+    fn reopen(self) -> World {
         let scratch = self.scratch;
         drop((self.timeline, self.store));
-        let store = scratch.open(disk);
+        let store = scratch.open(Disk::new());
         let timeline = store.timeline(&main()).expect("loads");
         World {
             store,
@@ -178,7 +178,7 @@ fn a_merge_that_is_cut_off_leaves_no_file_behind() {
     world.take("b");
     world.store.destroy_snapshot(&snapshot("a")).expect("destroyed");
     world.tend().expect_err("nothing can be removed");
-    let world = world.reopen(Disk::new());
+    let world = world.reopen();
     world.tend().expect("upkeep");
     assert_eq!(world.backing_files(gone), Vec::<PathBuf>::new());
     assert_eq!(world.first_byte("b", "large"), 1);
@@ -207,7 +207,7 @@ fn a_merge_keeps_the_times_of_files() {
             };
             tend(&world.store, &tending).expect("upkeep");
             assert_eq!(world.store.unmerged(), 0);
-            let world = world.reopen(Disk::new());
+            let world = world.reopen();
             let view = world.store.snapshot_view(&snapshot("b")).expect("loads");
             assert_eq!(view.getattr(ino).expect("there").mtime, at(77), "{packing:?}, {larger}");
         }
@@ -253,7 +253,7 @@ fn a_layer_that_is_about_to_be_named_is_not_merged() {
     world.write("file", b'x', 8192);
     world.take("x");
     assert!(between.is_over.load(Ordering::Relaxed));
-    let world = world.reopen(Disk::new());
+    let world = world.reopen();
     assert_eq!(["x", "y", "z"].map(|tag| world.first_byte(tag, "file")), *b"xyz");
 }
 
@@ -287,45 +287,4 @@ fn a_snapshot_that_was_given_more_time_stays() {
     keep(None, Some(Some(at(300))));
     assert!(store.destroy_expired_snapshot(&name, at(300)).expect("asked"));
     assert!(matches!(store.snapshot(&name), Err(Error::NoSnapshot { .. })));
-}
-
-/// Counts how often the bytes of a file were synced.
-#[derive(Default)]
-struct Syncs(AtomicUsize);
-
-impl Syncs {
-    /// How many there are while a world's one sealed layer gets its checksums.
-    fn of_sums(&self, world: &World) -> usize {
-        assert_eq!(world.store.unsummed(), 1);
-        let before = self.0.load(Ordering::Relaxed);
-        world.tend().expect("tended");
-        assert_eq!(world.store.unsummed(), 0);
-        self.0.load(Ordering::Relaxed) - before
-    }
-}
-
-impl Hook for Syncs {
-    fn before(&self, call: Call) -> io::Result<()> {
-        self.0.fetch_add(usize::from(call == Call::SyncData), Ordering::Relaxed);
-        Ok(())
-    }
-}
-
-#[test]
-fn what_a_snapshot_has_made_durable_is_not_synced_again() {
-    let syncs = Arc::new(Syncs::default());
-    let world = World::new("durable", Disk::new().with_hook(syncs.clone()));
-    world.write("a", 1, 8192);
-    world.take("s");
-    assert_eq!(syncs.of_sums(&world), 0);
-}
-
-#[test]
-fn what_another_life_of_the_store_has_sealed_is_synced_before_it_gets_checksums() {
-    let syncs = Arc::new(Syncs::default());
-    let world = World::new("anew", Disk::new());
-    world.write("a", 1, 8192);
-    world.take("s");
-    let world = world.reopen(Disk::new().with_hook(syncs.clone()));
-    assert_eq!(syncs.of_sums(&world), 1);
 }

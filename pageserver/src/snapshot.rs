@@ -236,6 +236,7 @@ impl Store {
 
     /// Why a snapshot can't be destroyed as things are, if so.
     pub fn check_snapshot_destroyable(&self, name: &SnapshotName) -> Result<()> {
+        let _changing = self.changing();
         self.refuse_destroying(&self.catalog(), name)
     }
 

@@ -181,6 +181,7 @@ impl Store {
         self.warning.as_deref()
     }
 
+    /// Keeps timelines and snapshots as they are, also against those who hold a view for a moment: only who has this can tell what is in use.
     pub(crate) fn changing(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -350,6 +351,7 @@ impl Store {
 
     /// Why a branch can't be destroyed as things are, if so; that it may be mounted is left aside.
     pub fn check_branch_destroyable(&self, name: &BranchName) -> Result<()> {
+        let _changing = self.changing();
         self.refuse_destroying_branch(&self.catalog(), name)
     }
 
@@ -457,7 +459,7 @@ impl Store {
     }
 
     fn each_view(&self, each: impl Fn(&View)) {
-        // Nobody finds a branch in use over this.
+        // Nobody finds a branch or a snapshot in use over this.
         let _changing = self.changing();
         let timelines: Vec<Arc<Timeline>> = {
             let timelines = self.timelines.lock().unwrap_or_else(|e| e.into_inner());

@@ -8,6 +8,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::thread;
+use std::time::Duration;
 
 use pageserver::*;
 use store::Scratch;
@@ -212,6 +214,56 @@ fn a_merge_keeps_the_times_of_files() {
             assert_eq!(view.getattr(ino).expect("there").mtime, at(77), "{packing:?}, {larger}");
         }
     }
+}
+
+/// While the store reads a snapshot for itself, has somebody ask whether that and its branch can be destroyed.
+#[derive(Default)]
+struct Asking {
+    store: Mutex<Weak<Store>>,
+    asked: Mutex<Option<thread::JoinHandle<Result<()>>>>,
+}
+
+impl Hook for Asking {
+    fn before(&self, call: Call) -> io::Result<()> {
+        let store = self.store.lock().expect("no panic").upgrade();
+        let Some(store) = store.filter(|_| matches!(call, Call::Read | Call::ReadCached)) else {
+            return Ok(());
+        };
+        let mut asked = self.asked.lock().expect("no panic");
+        if asked.is_none() {
+            *asked = Some(thread::spawn(move || {
+                store.check_snapshot_destroyable(&snapshot("a"))?;
+                store.check_branch_destroyable(&main())
+            }));
+            thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_snapshot_that_only_the_store_reads_is_not_in_use() {
+    let asking = Arc::new(Asking::default());
+    let world = World::new("asking", Disk::new().with_hook(asking.clone()));
+    world.write("PG_VERSION", b'9', 1);
+    let global = NewNode {
+        kind: NewKind::Dir,
+        ..store::a_file()
+    };
+    let dir = world.timeline.create(Ino::ROOT, OsStr::new("global"), global, at(2));
+    let control = OsStr::new("pg_control");
+    let file = world.timeline.create(dir.expect("made").ino, control, store::a_file(), at(2));
+    // As of PostgreSQL 13 in production, which has WAL to replay.
+    let mut head = [0; 64];
+    head[8..12].copy_from_slice(&1300_u32.to_ne_bytes());
+    head[16..20].copy_from_slice(&6_u32.to_ne_bytes());
+    let written = world.timeline.write(file.expect("made").ino, 0, &head, Some(at(2)));
+    written.expect("written");
+    world.take("a");
+    *asking.store.lock().expect("no panic") = Arc::downgrade(&world.store);
+    world.store.wal_to_replay(&snapshot("a")).expect("read");
+    let asked = asking.asked.lock().expect("no panic").take().expect("it was read");
+    asked.join().expect("no panic").expect("nobody uses it");
 }
 
 /// Between the seal of a layer and its name, has others take snapshots, and the upkeep do all it can.

@@ -252,7 +252,9 @@ fn a_snapshot_that_only_the_store_reads_is_not_in_use() {
     };
     let dir = world.timeline.create(Ino::ROOT, OsStr::new("global"), global, at(2));
     let control = OsStr::new("pg_control");
-    let file = world.timeline.create(dir.expect("made").ino, control, store::a_file(), at(2));
+    let file = world
+        .timeline
+        .create(dir.expect("made").ino, control, store::a_file(), at(2));
     // As of PostgreSQL 13 in production, which has WAL to replay.
     let mut head = [0; 64];
     head[8..12].copy_from_slice(&1300_u32.to_ne_bytes());

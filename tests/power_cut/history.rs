@@ -98,15 +98,13 @@ impl History {
         self.record().operations.len()
     }
 
-    /// A position while some operation was under way, and the operation's name.
-    pub fn inside(&self, random: &mut Random) -> Option<(&'static str, u64)> {
+    /// The name of an operation, and when it was under way. Each name has its turn.
+    pub fn some_operation(&self, turn: u64, random: &mut Random) -> Option<(&'static str, u64, u64)> {
         let record = self.record();
         let names: BTreeSet<&str> = record.operations.iter().map(|(name, ..)| *name).collect();
-        let names: Vec<&str> = names.into_iter().collect();
-        let name = *random.pick(&names)?;
-        let those: Vec<_> = record.operations.iter().filter(|(other, ..)| *other == name).collect();
-        let (name, begun, done) = random.pick(&those)?;
-        Some((name, begun + random.below(done - begun + 1)))
+        let name = names.iter().cycle().nth(turn as usize % names.len().max(1))?;
+        let those: Vec<_> = record.operations.iter().filter(|(other, ..)| other == name).collect();
+        random.pick(&those).map(|operation| **operation)
     }
 }
 

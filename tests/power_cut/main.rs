@@ -2,7 +2,7 @@
 //!
 //! A load is recorded once: a store on a filesystem on a disk that this process serves, with everything that was asked
 //! of the disk in order ([`disk`], [`device`]), and what was acknowledged beside it ([`load`], [`history`]). Then the
-//! power is cut at many positions of the log, at random and inside of named operations: the disk is what was flushed,
+//! power is cut at many positions of the log, at random, inside of named operations and just after them: the disk is what was flushed,
 //! and a random part of the rest; the machine comes up again, and everything is looked at ([`check`]). Its recovery
 //! is recorded as well, and some are cut in turn. Last, zenith without one of its syncs ([`mutants`]) must be caught:
 //! or else the harness sees nothing. docs/testing.md says what it can't see.
@@ -45,6 +45,9 @@ use random::Random;
 
 /// Cuts of one recorded load.
 const CUTS_OF_A_RUN: u64 = 60;
+
+/// Where the turns of cuts begin is chosen below it: a short run, too, has any operation in its turn.
+const FIRST_TURNS: u64 = 1000;
 
 /// One in so many recoveries is cut in turn.
 const RECOVERIES_CUT: u64 = 4;
@@ -140,7 +143,8 @@ fn survives(kind: Kind, cuts: u64) {
             random: &mut random,
             tally: &mut tally,
         };
-        (0..now).for_each(|number| cuts.cut(number));
+        let first = cuts.random.below(FIRST_TURNS);
+        (first..first + now).for_each(|number| cuts.cut(number));
         left -= now;
     }
     say(&format!("{kind:?}, seed {seed}: {tally}"));
@@ -168,7 +172,7 @@ fn record(place: &Place, kind: Kind, mutant: Option<Mutant>) -> Run {
 /// What came of the cuts.
 #[derive(Default)]
 struct Tally {
-    cuts: BTreeMap<&'static str, u32>,
+    cuts: BTreeMap<String, u32>,
     recoveries: Vec<Duration>,
     findings: Vec<String>,
 }
@@ -203,7 +207,7 @@ impl Cuts<'_> {
         let mark = self.place.arena.mark();
         let (what, position) = somewhere(self.run, number, self.random);
         let image = self.run.disk.cut(position, self.random);
-        let survived = self.look_at(image, position, what);
+        let survived = self.look_at(image, position, &what);
         if let Some(survived) = survived
             && number.is_multiple_of(RECOVERIES_CUT)
         {
@@ -214,8 +218,8 @@ impl Cuts<'_> {
         self.place.arena.forget_since(mark).expect("the arena shrinks");
     }
 
-    fn look_at(&mut self, image: Image, position: u64, what: &'static str) -> Option<Survived> {
-        *self.tally.cuts.entry(what).or_default() += 1;
+    fn look_at(&mut self, image: Image, position: u64, what: &str) -> Option<Survived> {
+        *self.tally.cuts.entry(what.to_owned()).or_default() += 1;
         match survive(self.place, self.run, image.clone(), position, self.random) {
             Ok(survived) => {
                 self.tally.recoveries.push(survived.recovery);
@@ -246,12 +250,13 @@ impl Cuts<'_> {
     }
 }
 
-/// Where to cut: every other time inside of an operation, which is named.
-fn somewhere(run: &Run, number: u64, random: &mut Random) -> (&'static str, u64) {
-    let anywhere = ("at random", run.begun + random.below(run.ended - run.begun + 1));
-    match number.is_multiple_of(2) {
-        true => anywhere,
-        false => run.history.inside(random).unwrap_or(anywhere),
+/// Where to cut, and what that is: anywhere, inside of an operation, or just after one, when nothing but its own syncs has made it durable.
+fn somewhere(run: &Run, number: u64, random: &mut Random) -> (String, u64) {
+    let anywhere = run.begun + random.below(run.ended - run.begun + 1);
+    match (number % 3, run.history.some_operation(number / 3, random)) {
+        (1, Some((name, begun, done))) => (name.into(), begun + random.below(done - begun + 1)),
+        (2, Some((name, _, done))) => (format!("after {name}"), done),
+        _ => ("at random".into(), anywhere),
     }
 }
 
@@ -263,14 +268,15 @@ fn is_caught(mutant: Mutant, kind: Kind) {
     let mut random = Random::new(seed());
     let place = Place::new(&format!("{mutant:?}-{kind:?}"));
     let run = record(&place, kind, Some(mutant));
+    let first = random.below(FIRST_TURNS);
     for number in 1..=CUTS_OF_A_MUTANT {
         let mark = place.arena.mark();
-        let (_, position) = somewhere(&run, number, &mut random);
+        let (what, position) = somewhere(&run, first + number, &mut random);
         let image = run.disk.cut(position, &mut random);
         if let Err(error) = survive(&place, &run, image, position, &mut random) {
             let loss = error.lines().next().unwrap_or_default();
             say(&format!(
-                "{kind:?} without sync of {mutant:?}: caught by cut {number}: {loss}"
+                "{kind:?} without sync of {mutant:?}: caught by cut {number} ({what}): {loss}"
             ));
             return;
         }

@@ -14,6 +14,7 @@
 
 mod buffer;
 mod convert;
+mod readers;
 mod reply;
 mod serving;
 mod waiting;
@@ -21,6 +22,7 @@ mod write_out;
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -38,6 +40,7 @@ use crate::clock;
 use crate::fs::{Caller, Fs, Keep, Name, Opening};
 use crate::mount::Record;
 use crate::node::Node;
+use readers::{Readers, Turn};
 use serving::{Requests, Serving};
 use waiting::{Place, Waiting};
 use write_out::WriteOut;
@@ -61,19 +64,21 @@ const NO_HANDLE: FileHandle = FileHandle(0);
 /// The kernel's side of a mount.
 pub(crate) struct Fuse {
     fs: Arc<Fs>,
+    readers: Readers,
     write_out: WriteOut,
     waiting: Waiting,
     requests: Requests,
 }
 
 impl Fuse {
-    /// `record` is where the requests under way are noted.
-    pub fn new(fs: Arc<Fs>, record: Arc<Record>) -> io::Result<Fuse> {
+    /// `record` is where the requests under way are noted, `device` where they come from, if that is known.
+    pub fn new(fs: Arc<Fs>, record: Arc<Record>, device: Option<OwnedFd>) -> io::Result<Fuse> {
         let write_out = WriteOut::start(fs.clone())?;
         let waiting = Waiting::of(record.clone())?;
         let requests = Requests::of(record);
         Ok(Fuse {
             fs,
+            readers: Readers::of(device),
             write_out,
             waiting,
             requests,
@@ -86,20 +91,27 @@ impl Fuse {
         serve(&self.fs, &serving)
     }
 
-    /// A place to wait for what is being served; where there is none left, `serve` serves it here and now.
-    fn wait<T>(&self, serving: &Serving, serve: impl FnOnce(&Fs) -> FsResult<T>) -> FsResult<Served<T>> {
-        match self.waiting.place(serving.number()) {
-            Some(place) => Ok(Served::Waits(place)),
-            None => serve(&self.fs).map(Served::Now),
+    /// A place to wait for what is being served; where there is none left, `serve` serves it here and now, while another thread reads.
+    fn wait<T>(
+        &self,
+        serving: &Serving,
+        turn: &mut Turn,
+        serve: impl FnOnce(&Fs) -> FsResult<T>,
+    ) -> FsResult<Served<T>> {
+        if let Some(place) = self.waiting.place(serving.number()) {
+            return Ok(Served::Waits(place));
         }
+        turn.let_read();
+        serve(&self.fs).map(Served::Now)
     }
 
     /// A commit's sync is served at once, since handing it on takes time that its caller waits, too, and so is one that has nothing to do: recovery
     /// asks for one of every file. Those of other files are a checkpoint's, and can be long.
     fn sync(&self, request: &Request, node: Node, reply: ReplyEmpty) {
+        let mut turn = self.readers.turn();
         let served = self.serve(request, |fs, serving| match fs.syncs_long(node) {
-            true => self.wait(serving, |fs| fs.fsync(node)),
-            false => fs.fsync(node).map(Served::Now),
+            true => self.wait(serving, &mut turn, |fs| fs.fsync(node)),
+            false => turn.commit(|| fs.fsync(node)).map(Served::Now),
         });
         match served {
             Ok(Served::Waits(place)) => {
@@ -165,6 +177,8 @@ impl Filesystem for Fuse {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        // The tree of a snapshot may have to be loaded.
+        let _turn = (node(parent) == Node::Snapshots).then(|| self.readers.long_turn());
         let keeps_absence = self.fs.keeps_absence(node(parent));
         match self.serve(req, |fs, _serving| fs.lookup(node(parent), name)) {
             Err(nix::errno::Errno::ENOENT) if keeps_absence => {
@@ -200,6 +214,7 @@ impl Filesystem for Fuse {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _turn = size.map(|_| self.readers.long_turn());
         // The kernel gives the time of change where it keeps the times itself.
         let now = ctime.map_or_else(clock::now, convert::received_time);
         let set = SetAttr {
@@ -238,6 +253,7 @@ impl Filesystem for Fuse {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let _turn = self.readers.long_turn();
         let made = self.serve(req, |fs, serving| {
             fs.mkdir(at(parent, name), mode as u16, caller(req), serving.change())
         });
@@ -250,6 +266,7 @@ impl Filesystem for Fuse {
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.readers.long_turn();
         let gone = self.serve(req, |fs, serving| fs.rmdir(at(parent, name), serving.change()));
         reply::empty(reply, gone);
     }
@@ -323,10 +340,11 @@ impl Filesystem for Fuse {
         reply: ReplyData,
     ) {
         let (node, size) = (node(ino), size as usize);
+        let mut turn = self.readers.turn();
         buffer::with_buffer(size, |buf| {
             let served = self.serve(req, |fs, serving| match fs.read_at_once(node, offset, buf)? {
                 Some(count) => Ok(Served::Now(count)),
-                None => self.wait(serving, |fs| fs.read(node, offset, buf)),
+                None => self.wait(serving, &mut turn, |fs| fs.read(node, offset, buf)),
             });
             match served {
                 Ok(Served::Now(count)) => reply.data(&buf[..count]),
@@ -354,9 +372,14 @@ impl Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         if !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-            let written = self.serve(req, |fs, _serving| write_through(fs, node(ino), offset, data, flags));
+            let mut turn = self.readers.turn();
+            let written = self.serve(req, |fs, _serving| {
+                write_through(fs, node(ino), offset, data, flags, &mut turn)
+            });
             return reply::written(reply, written);
         }
+        // The backing filesystem slows down who dirties too many pages.
+        let _turn = self.readers.long_turn();
         match self.serve(req, |fs, _serving| fs.write(node(ino), offset, data, None)) {
             Ok(count) => self.write_out.answer(node(ino), offset, count, reply),
             Err(error) => reply.error(convert::errno(error)),
@@ -403,6 +426,7 @@ impl Filesystem for Fuse {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.readers.long_turn();
         let done = self.serve(req, |fs, _serving| {
             fs.fallocate(node(ino), convert::fallocate(mode)?, offset, length, clock::now())
         });
@@ -429,6 +453,7 @@ impl Filesystem for Fuse {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _turn = self.readers.long_turn();
         let (from, to) = ((node(ino_in), offset_in), (node(ino_out), offset_out));
         let copied = self.serve(req, |fs, _serving| fs.copy_range(from, to, len, clock::now()));
         reply::written(reply, copied);
@@ -480,10 +505,10 @@ impl Filesystem for Fuse {
 
 /// A write past the page cache. For O_DSYNC, which is part of O_SYNC too, the kernel leaves it to us to make the
 /// bytes durable.
-fn write_through(fs: &Fs, node: Node, offset: u64, data: &[u8], flags: OpenFlags) -> FsResult<usize> {
+fn write_through(fs: &Fs, node: Node, offset: u64, data: &[u8], flags: OpenFlags, turn: &mut Turn) -> FsResult<usize> {
     let written = fs.write(node, offset, data, Some(clock::now()))?;
     if flags.0 & libc::O_DSYNC != 0 {
-        fs.fsync(node)?;
+        turn.commit(|| fs.fsync(node))?;
     }
     Ok(written)
 }

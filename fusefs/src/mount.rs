@@ -113,7 +113,9 @@ impl Mount {
         } = kept;
         record.take_over(crashed);
         let lost = |error| MountError::lost(mountpoint, error);
-        let session = Fuse::new(fs.clone(), record.clone())
+        let session = fuse
+            .try_clone()
+            .and_then(|device| Fuse::new(fs.clone(), record.clone(), Some(device)))
             .and_then(|kernel| session::resume(kernel, &fuse, &record, config(options)))
             .inspect_err(|_| keeping.let_go())
             .map_err(lost)?;

@@ -37,7 +37,10 @@ pub fn open(
 ) -> Result<Session<Fuse>, MountError> {
     let keep = |device: &OwnedFd| keeping.keep(device.as_fd(), record);
     let device = attach(mountpoint, options, fs.is_read_only(), keep)?;
-    let session = Fuse::new(fs, record.clone()).and_then(|fuse| session::begin(fuse, &device, record, config(options)));
+    let session = device
+        .try_clone()
+        .and_then(|device| Fuse::new(fs, record.clone(), Some(device)))
+        .and_then(|fuse| session::begin(fuse, &device, record, config(options)));
     session.map_err(|error| abandon(mountpoint, error))
 }
 

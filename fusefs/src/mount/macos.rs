@@ -34,7 +34,7 @@ pub fn open(
         MountOption::DefaultPermissions,
         MountOption::FSName(format!("zenith:{}", options.source)),
     ];
-    Fuse::new(fs, record.clone())
+    Fuse::new(fs, record.clone(), None)
         .and_then(|fuse| Session::new(fuse, mountpoint, &config))
         .map_err(|source| MountError::session(mountpoint, source))
 }

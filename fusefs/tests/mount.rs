@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::{Scratch, main, snapshot};
@@ -522,4 +523,62 @@ fn a_synchronous_write_is_durable_or_fails() {
         lazy.write_all_at(b"2", 0).expect("nobody asked for a sync");
         assert_eq!(errno(synchronous.write_all_at(b"3", 0)), Some(Errno::EIO), "{name}");
     }
+}
+
+/// Holds a truncation up until it is told to go on, or nobody can tell it any more.
+#[derive(Default)]
+struct SlowTruncation {
+    is_asked: AtomicBool,
+    is_under_way: AtomicBool,
+    may_go_on: AtomicBool,
+}
+
+impl Hook for SlowTruncation {
+    fn before(&self, call: Call) -> io::Result<()> {
+        if call == Call::SetLen && self.is_asked.load(Ordering::Acquire) {
+            self.is_under_way.store(true, Ordering::Release);
+            comes_true(&self.may_go_on);
+            self.is_under_way.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+/// Whether it does within some seconds.
+fn comes_true(condition: &AtomicBool) -> bool {
+    let patience = (0..500).find(|_| {
+        thread::sleep(Duration::from_millis(10));
+        condition.load(Ordering::Acquire)
+    });
+    patience.is_some()
+}
+
+#[test]
+fn a_request_that_takes_long_keeps_no_other_waiting() {
+    let disk = Arc::new(SlowTruncation::default());
+    let scratch = Scratch::on(Disk::new().with_hook(disk.clone()), "mount-slow", owner());
+    let mounted = Mounted::new("slow", scratch.head());
+    fs::create_dir(mounted.path("pg_wal")).expect("made");
+    let wal = File::create(mounted.path("pg_wal/segment")).expect("made");
+    let table = File::create(mounted.path("table")).expect("made");
+    table.write_all_at(&[1; 16384], 0).expect("written");
+    table.sync_all().expect("synced");
+    let write = |times| {
+        for page in 0..times {
+            wal.write_all_at(&[2; 8192], page * 8192).expect("written");
+            wal.sync_data().expect("synced");
+        }
+    };
+    // All threads of the mount have served something then.
+    write(50);
+    disk.is_asked.store(true, Ordering::Release);
+    thread::scope(|scope| {
+        let truncation = scope.spawn(|| table.set_len(8192));
+        assert!(comes_true(&disk.is_under_way));
+        write(50);
+        assert!(disk.is_under_way.load(Ordering::Acquire), "the writes waited for it");
+        disk.may_go_on.store(true, Ordering::Release);
+        truncation.join().expect("no panic").expect("cut off");
+    });
+    write(50);
 }

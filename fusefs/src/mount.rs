@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Options {
     /// What is mounted: a branch, or a snapshot. Shown as `zenith:SOURCE` by mount(8) and df(1).
     pub source: String,
-    /// How many threads read requests; what waits for the disk is served by others.
+    /// How many threads read requests, one at a time where it can; what waits for the disk is served by others.
     pub threads: usize,
 }
 

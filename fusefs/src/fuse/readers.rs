@@ -7,11 +7,15 @@ use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// So many syncs of commits are made beside a reading thread after one that kept a request waiting.
+/// So many syncs of commits are made beside a reading thread after one that kept a request waiting, or was slow.
 const SYNCS_ASIDE: u32 = 16;
+
+/// What takes so long takes hardly longer when another thread is woken first.
+const SLOW: Duration = Duration::from_millis(5);
 
 thread_local! {
     /// A thread serves one mount all its life.
@@ -96,17 +100,18 @@ impl Turn<'_> {
         }
     }
 
-    /// Serves a commit's sync. Its caller is the one who waits for it, mostly, so no other thread is woken, unless that has kept somebody else waiting.
+    /// Serves a commit's sync. Its caller is the one who waits for it, mostly, so no other thread is woken, unless syncs are slow or have kept somebody
+    /// else waiting.
     pub fn commit<T>(&mut self, sync: impl FnOnce() -> T) -> T {
         let aside = &self.readers.aside;
         let left = aside.load(Ordering::Relaxed);
         if left > 0 {
             aside.store(left - 1, Ordering::Relaxed);
             self.let_read();
-            return sync();
         }
+        let begun = Instant::now();
         let done = sync();
-        if self.readers.is_request_waiting() {
+        if begun.elapsed() > SLOW || !self.is_away && self.readers.is_request_waiting() {
             aside.store(SYNCS_ASIDE, Ordering::Relaxed);
         }
         done
@@ -167,7 +172,6 @@ mod tests {
     use std::io::{Write, pipe};
     use std::sync::mpsc::{Receiver, channel};
     use std::thread;
-    use std::time::Duration;
 
     use super::*;
 
@@ -219,15 +223,17 @@ mod tests {
         other.recv().expect("it reads");
     }
 
+    fn is_aside(readers: &Readers, sync: impl FnOnce()) -> bool {
+        let mut turn = readers.turn();
+        turn.commit(sync);
+        turn.is_away
+    }
+
     #[test]
     fn commits_are_made_aside_for_a_while_when_one_has_kept_a_request_waiting() {
         let (device, mut kernel) = pipe().expect("a pipe");
         let readers = known(Some(device.into()));
-        let is_aside = || {
-            let mut turn = readers.turn();
-            turn.commit(|| ());
-            turn.is_away
-        };
+        let is_aside = || is_aside(&readers, || ());
         assert!(!is_aside() && !is_aside());
         kernel.write_all(b"request").expect("written");
         assert!(!is_aside());
@@ -235,5 +241,19 @@ mod tests {
             assert!(is_aside());
         }
         assert!(!is_aside() && is_aside());
+    }
+
+    #[test]
+    fn commits_are_made_aside_while_they_are_slow() {
+        let readers = known(None);
+        let slow = || thread::sleep(2 * SLOW);
+        assert!(!is_aside(&readers, slow));
+        for _ in 0..SYNCS_ASIDE {
+            assert!(is_aside(&readers, slow));
+        }
+        for _ in 0..SYNCS_ASIDE {
+            assert!(is_aside(&readers, || ()));
+        }
+        assert!(!is_aside(&readers, || ()));
     }
 }

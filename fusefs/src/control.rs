@@ -74,6 +74,11 @@ impl Control {
         Ok(view)
     }
 
+    /// Whether a snapshot's tree is loaded.
+    pub fn has(&self, layer: LayerId) -> bool {
+        self.views().contains_key(&layer)
+    }
+
     /// Lets go of a snapshot's tree. It is opened again if somebody still asks for it and the snapshot exists.
     pub fn release(&self, layer: LayerId) {
         self.views().remove(&layer);

@@ -194,10 +194,31 @@ impl Fs {
         self.view(node, |view, ino| Ok(opening(view, ino)))
     }
 
-    /// Whether a sync of it can take long: it has bytes to make durable, and is no WAL, of which a commit has little.
+    /// Whether a sync of it can take long: it has bytes to make durable, and is no WAL, of which a commit has little; or nobody knows what there is to
+    /// make durable.
     pub fn syncs_long(&self, node: Node) -> bool {
-        let long = self.view(node, |view, ino| Ok(!view.is_durable(ino) && !view.is_wal(ino)));
-        long.unwrap_or(false)
+        let is_settled = self.timeline().is_none_or(Timeline::is_settled);
+        let long = || self.view(node, |view, ino| Ok(!view.is_durable(ino) && !view.is_wal(ino)));
+        !is_settled || long().unwrap_or(false)
+    }
+
+    /// Whether the file's bytes arrive as they are written, past the page cache, because it is WAL.
+    pub fn is_wal(&self, node: Node) -> bool {
+        self.view(node, |view, ino| Ok(view.is_wal(ino))).unwrap_or(false)
+    }
+
+    /// Whether a node's attributes and names are in memory: else a snapshot may have to be loaded, and the store be asked which there are.
+    pub fn is_at_hand(&self, node: Node) -> bool {
+        match node {
+            Node::Own(_) | Node::Control => true,
+            Node::Snapshots => false,
+            Node::Snapshot(layer, _) => self.control.as_ref().is_some_and(|control| control.has(layer)),
+        }
+    }
+
+    /// Whether a change of names would have to wait for the disk just now.
+    pub fn holds_up_changes(&self) -> bool {
+        self.timeline().is_some_and(Timeline::holds_up_changes)
     }
 
     /// Whether the kernel may keep the listing of a directory.
@@ -249,6 +270,13 @@ impl Fs {
 
     fn is_control(&self, name: &OsStr) -> bool {
         self.control.is_some() && name == CONTROL_NAME
+    }
+
+    fn timeline(&self) -> Option<&Timeline> {
+        match &self.tree {
+            Tree::Head(timeline) => Some(timeline),
+            Tree::Sealed(_) => None,
+        }
     }
 
     fn own_view(&self) -> &View {

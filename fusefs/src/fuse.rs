@@ -41,6 +41,7 @@ use crate::fs::{Caller, Fs, Keep, Name, Opening};
 use crate::mount::Record;
 use crate::node::Node;
 use readers::{Readers, Turn};
+use reply::Listing;
 use serving::{Requests, Serving};
 use waiting::{Place, Waiting};
 use write_out::WriteOut;
@@ -91,6 +92,22 @@ impl Fuse {
         serve(&self.fs, &serving)
     }
 
+    /// The turn of a request that looks at a node.
+    fn turn_at(&self, node: Node) -> Turn<'_> {
+        match self.fs.is_at_hand(node) {
+            true => self.readers.turn(),
+            false => self.readers.long_turn(),
+        }
+    }
+
+    /// The turn of a request that changes names.
+    fn turn_of_change(&self) -> Turn<'_> {
+        match self.fs.holds_up_changes() {
+            true => self.readers.long_turn(),
+            false => self.readers.turn(),
+        }
+    }
+
     /// A place to wait for what is being served; where there is none left, `serve` serves it here and now, while another thread reads.
     fn wait<T>(
         &self,
@@ -103,6 +120,14 @@ impl Fuse {
         }
         turn.let_read();
         serve(&self.fs).map(Served::Now)
+    }
+
+    fn list(&self, request: &Request, dir: Node, cookie: u64, reply: impl Listing) {
+        let _turn = self.turn_at(dir);
+        match self.requests.begin(request) {
+            Ok(_serving) => reply::listing(reply, &self.fs, dir, cookie),
+            Err(error) => reply.refuse(convert::errno(error)),
+        }
     }
 
     /// A commit's sync is served at once, since handing it on takes time that its caller waits, too, and so is one that has nothing to do: recovery
@@ -177,8 +202,7 @@ impl Filesystem for Fuse {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        // The tree of a snapshot may have to be loaded.
-        let _turn = (node(parent) == Node::Snapshots).then(|| self.readers.long_turn());
+        let _turn = self.turn_at(node(parent));
         let keeps_absence = self.fs.keeps_absence(node(parent));
         match self.serve(req, |fs, _serving| fs.lookup(node(parent), name)) {
             Err(nix::errno::Errno::ENOENT) if keeps_absence => {
@@ -193,6 +217,7 @@ impl Filesystem for Fuse {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _turn = self.turn_at(node(ino));
         reply::attr(reply, self.serve(req, |fs, _serving| fs.getattr(node(ino))));
     }
 
@@ -214,7 +239,10 @@ impl Filesystem for Fuse {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _turn = size.map(|_| self.readers.long_turn());
+        let _turn = match size {
+            Some(_) => self.readers.long_turn(),
+            None => self.turn_of_change(),
+        };
         // The kernel gives the time of change where it keeps the times itself.
         let now = ctime.map_or_else(clock::now, convert::received_time);
         let set = SetAttr {
@@ -229,6 +257,7 @@ impl Filesystem for Fuse {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _turn = self.turn_at(node(ino));
         match self.serve(req, |fs, _serving| fs.readlink(node(ino))) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(error) => reply.error(convert::errno(error)),
@@ -245,6 +274,7 @@ impl Filesystem for Fuse {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _turn = self.turn_of_change();
         let made = self.serve(req, |fs, serving| {
             let kind = convert::new_kind(mode)?;
             fs.create(at(parent, name), kind, mode as u16, caller(req), serving.change())
@@ -261,6 +291,7 @@ impl Filesystem for Fuse {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turn_of_change();
         let gone = self.serve(req, |fs, serving| fs.unlink(at(parent, name), serving.change()));
         reply::empty(reply, gone);
     }
@@ -272,6 +303,7 @@ impl Filesystem for Fuse {
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _turn = self.turn_of_change();
         let kind = NewKind::Symlink(target.as_os_str().to_owned());
         let made = self.serve(req, |fs, serving| {
             fs.create(at(parent, link_name), kind, 0o777, caller(req), serving.change())
@@ -289,6 +321,7 @@ impl Filesystem for Fuse {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turn_of_change();
         let (from, to) = (at(parent, name), at(newparent, newname));
         let renamed = self.serve(req, |fs, serving| {
             fs.rename(from, to, convert::rename(flags)?, serving.change())
@@ -297,6 +330,7 @@ impl Filesystem for Fuse {
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let _turn = self.turn_of_change();
         let linked = self.serve(req, |fs, serving| {
             fs.link(node(ino), at(newparent, newname), serving.change())
         });
@@ -304,6 +338,7 @@ impl Filesystem for Fuse {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turn_at(node(ino));
         let writing = flags.acc_mode() != OpenAccMode::O_RDONLY;
         match self.serve(req, |fs, _serving| fs.open(node(ino), writing)) {
             Ok(opening) => reply.opened(NO_HANDLE, open_flags(opening)),
@@ -321,6 +356,7 @@ impl Filesystem for Fuse {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _turn = self.turn_of_change();
         let exclusive = flags & libc::O_EXCL != 0;
         let created = self.serve(req, |fs, serving| {
             fs.create_and_open(at(parent, name), mode as u16, exclusive, caller(req), serving.change())
@@ -340,7 +376,7 @@ impl Filesystem for Fuse {
         reply: ReplyData,
     ) {
         let (node, size) = (node(ino), size as usize);
-        let mut turn = self.readers.turn();
+        let mut turn = self.turn_at(node);
         buffer::with_buffer(size, |buf| {
             let served = self.serve(req, |fs, serving| match fs.read_at_once(node, offset, buf)? {
                 Some(count) => Ok(Served::Now(count)),
@@ -372,7 +408,11 @@ impl Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         if !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-            let mut turn = self.readers.turn();
+            // Past the page cache of a file that is not WAL, a block may have to be read first.
+            let mut turn = match self.fs.is_wal(node(ino)) {
+                true => self.readers.turn(),
+                false => self.readers.long_turn(),
+            };
             let written = self.serve(req, |fs, _serving| {
                 write_through(fs, node(ino), offset, data, flags, &mut turn)
             });
@@ -399,13 +439,11 @@ impl Filesystem for Fuse {
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        let serving = self.requests.begin(req);
-        reply::listing(reply, serving.map(|_serving| &*self.fs), node(ino), offset);
+        self.list(req, node(ino), offset, reply);
     }
 
     fn readdirplus(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        let serving = self.requests.begin(req);
-        reply::listing(reply, serving.map(|_serving| &*self.fs), node(ino), offset);
+        self.list(req, node(ino), offset, reply);
     }
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -434,10 +472,9 @@ impl Filesystem for Fuse {
     }
 
     fn lseek(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        reply::found(
-            reply,
-            self.serve(req, |fs, _serving| seek(fs, node(ino), offset, whence)),
-        );
+        let _turn = self.turn_at(node(ino));
+        let found = self.serve(req, |fs, _serving| seek(fs, node(ino), offset, whence));
+        reply::found(reply, found);
     }
 
     fn copy_file_range(

@@ -525,17 +525,28 @@ fn a_synchronous_write_is_durable_or_fails() {
     }
 }
 
-/// Holds a truncation up until it is told to go on, or nobody can tell it any more.
-#[derive(Default)]
-struct SlowTruncation {
+/// Holds calls of a kind up until it is told to let them go on, or nobody can tell it any more.
+struct SlowDisk {
+    call: Call,
     is_asked: AtomicBool,
     is_under_way: AtomicBool,
     may_go_on: AtomicBool,
 }
 
-impl Hook for SlowTruncation {
+impl SlowDisk {
+    fn new(call: Call) -> Arc<SlowDisk> {
+        Arc::new(SlowDisk {
+            call,
+            is_asked: AtomicBool::new(false),
+            is_under_way: AtomicBool::new(false),
+            may_go_on: AtomicBool::new(false),
+        })
+    }
+}
+
+impl Hook for SlowDisk {
     fn before(&self, call: Call) -> io::Result<()> {
-        if call == Call::SetLen && self.is_asked.load(Ordering::Acquire) {
+        if call == self.call && self.is_asked.load(Ordering::Acquire) {
             self.is_under_way.store(true, Ordering::Release);
             comes_true(&self.may_go_on);
             self.is_under_way.store(false, Ordering::Release);
@@ -555,7 +566,7 @@ fn comes_true(condition: &AtomicBool) -> bool {
 
 #[test]
 fn a_request_that_takes_long_keeps_no_other_waiting() {
-    let disk = Arc::new(SlowTruncation::default());
+    let disk = SlowDisk::new(Call::SetLen);
     let scratch = Scratch::on(Disk::new().with_hook(disk.clone()), "mount-slow", owner());
     let mounted = Mounted::new("slow", scratch.head());
     fs::create_dir(mounted.path("pg_wal")).expect("made");
@@ -581,4 +592,27 @@ fn a_request_that_takes_long_keeps_no_other_waiting() {
         truncation.join().expect("no panic").expect("cut off");
     });
     write(50);
+}
+
+#[test]
+fn a_disk_that_hangs_in_a_commit_holds_up_what_needs_no_disk_for_a_moment_only() {
+    let disk = SlowDisk::new(Call::SyncData);
+    let scratch = Scratch::on(Disk::new().with_hook(disk.clone()), "mount-hangs", owner());
+    let mounted = Mounted::new("hangs", scratch.head());
+    fs::create_dir(mounted.path("pg_wal")).expect("made");
+    let wal = File::create(mounted.path("pg_wal/segment")).expect("made");
+    for page in 0..50 {
+        wal.write_all_at(&[2; 8192], page * 8192).expect("written");
+        wal.sync_data().expect("synced");
+    }
+    wal.write_all_at(&[3; 8192], 0).expect("written");
+    disk.is_asked.store(true, Ordering::Release);
+    thread::scope(|scope| {
+        let commit = scope.spawn(|| wal.sync_data());
+        assert!(comes_true(&disk.is_under_way));
+        assert!(!mounted.path("nobody-has-asked-for-this").exists());
+        assert!(disk.is_under_way.load(Ordering::Acquire), "the question waited for it");
+        disk.may_go_on.store(true, Ordering::Release);
+        commit.join().expect("no panic").expect("synced");
+    });
 }

@@ -146,6 +146,11 @@ impl Db {
         self.log.sync_unless_lost(flush, |error| !is_full(error))
     }
 
+    /// Whether its log is being made durable: writes wait for that.
+    pub fn is_syncing(&self) -> bool {
+        self.log.is_flushing()
+    }
+
     fn flush_log(&self) -> io::Result<()> {
         let lengths = self.mark.as_ref().map(|mark| {
             let _alone = self.writing.write().unwrap_or_else(|e| e.into_inner());

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rocksdb::WriteBatch;
@@ -21,14 +21,11 @@ use crate::poison::Marks;
 use crate::room::Room;
 use crate::sealed::Sealed;
 use crate::store::{LAYERS_DIR, PACKS_DIR};
-use crate::sync_point::is_disk_failure;
+use crate::sync_point::{SyncPoint, is_disk_failure};
 use crate::types::{Ino, LayerId};
 
 /// Inode numbers taken from the database at once.
 const INO_LEASE: u64 = 4096;
-
-/// Files that are gone and still have their blocks.
-const DOOMED_MAX: usize = 256;
 
 /// Sealed namespaces kept in memory. They share all they have in common.
 const NAMESPACES_MAX: usize = 256;
@@ -43,9 +40,8 @@ pub struct Shared {
     inos: Mutex<Lease>,
     namespaces: Mutex<VecDeque<(LayerId, Namespace)>>,
     doomed: Mutex<Vec<(Arc<Layer>, Ino)>>,
-    /// Writes were handed to the kernel that no sync point knows of any more.
-    unsettled: AtomicBool,
-    settling: Mutex<()>,
+    /// Writes that were handed to the kernel and that no other sync point knows of any more.
+    unsettled: SyncPoint,
     /// How often they turned out to be lost: see [`Shared::settle`].
     losses: AtomicU64,
     /// Open for as long as the store, or, when its lock is kept for it, longer than the process.
@@ -86,6 +82,9 @@ impl Shared {
             dir: dir.join(LAYERS_DIR),
             sealed: sealed.clone(),
         };
+        // A service that was killed knew which writes were not durable yet; this one doesn't.
+        let unsettled = SyncPoint::default();
+        unsettled.changed();
         Ok(Shared {
             disk,
             db,
@@ -96,9 +95,7 @@ impl Shared {
             inos: Mutex::new(Lease { next, end: next }),
             namespaces: Mutex::default(),
             doomed: Mutex::default(),
-            // A service that was killed knew which writes were not durable yet; this one doesn't.
-            unsettled: AtomicBool::new(true),
-            settling: Mutex::default(),
+            unsettled,
             losses: AtomicU64::new(0),
             watch,
         })
@@ -106,32 +103,28 @@ impl Shared {
 
     /// Notes that a timeline was let go of with writes that are not known to be durable.
     pub fn unsettle(&self) {
-        self.unsettled.store(true, Ordering::Release);
+        self.unsettled.changed();
     }
 
-    /// Makes writes durable that no sync point knows of. Free when there can't be any.
+    pub fn is_settled(&self) -> bool {
+        self.unsettled.is_durable()
+    }
+
+    /// Returns once writes are durable that no other sync point knows of. Free when there can't be any.
     ///
     /// The descriptor that is synced is as old as the store's lock, so it also learns of writes that failed while a process lived which
     /// has died since. The kernel tells of them once: from then on they count as a loss, which every timeline that was loaded
-    /// before it has to take for its own.
+    /// before it has to take for its own, also one that waits here meanwhile. One that is loaded later begins with what is there then.
     pub fn settle(&self) -> io::Result<()> {
-        if !self.unsettled.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let _settling = self.settling.lock().unwrap_or_else(|e| e.into_inner());
-        if !self.unsettled.swap(false, Ordering::AcqRel) {
-            return Ok(());
-        }
-        let settled = match self.disk.sync_filesystem(&self.watch) {
+        let flush = || match self.disk.sync_filesystem(&self.watch) {
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => self.sync_one_by_one(),
             synced => synced,
         };
-        settled.inspect_err(|error| {
+        self.unsettled.sync_unless_lost(flush, |error| {
             if is_disk_failure(error) {
                 self.poison_all();
-            } else {
-                self.unsettle();
             }
+            false
         })
     }
 
@@ -192,15 +185,9 @@ impl Shared {
         namespaces.push_back((layer, ns));
     }
 
-    /// Has the blocks of a file that is gone removed, with the next [`Shared::tidy`].
+    /// Has the blocks of a file that is gone removed, with the next [`Shared::tidy`]: the kernel's FORGET must not wait for a disk.
     pub fn doom(&self, layer: Arc<Layer>, ino: Ino) {
-        let mut doomed = self.doomed();
-        doomed.push((layer, ino));
-        let many = doomed.len() >= DOOMED_MAX;
-        drop(doomed);
-        if many {
-            self.tidy();
-        }
+        self.doomed().push((layer, ino));
     }
 
     /// Removes the blocks of files that are gone. Not before it is durable that they are gone: after a power cut a name

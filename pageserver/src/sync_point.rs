@@ -1,8 +1,8 @@
 //! "Durable up to here", with concurrent syncs sharing one flush.
 
 use std::io;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, TryLockError};
 
 /// Counts the changes made to something and up to which of them it is durable.
 ///
@@ -30,6 +30,11 @@ impl SyncPoint {
 
     pub fn is_durable(&self) -> bool {
         self.durable.load(Ordering::Acquire) >= self.changes() && !self.failed.load(Ordering::Acquire)
+    }
+
+    /// Whether a flush is under way.
+    pub fn is_flushing(&self) -> bool {
+        matches!(self.flushing.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// Returns once everything noted before the call is durable, by `flush` or by somebody else's flush.

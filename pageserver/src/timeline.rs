@@ -435,6 +435,10 @@ impl Timeline {
             self.poison_after(&e);
             self.failed("sync", ino, &e)
         })?;
+        // Somebody else's sync may have heard of the loss.
+        if self.is_poisoned() {
+            return Err(Errno::EIO);
+        }
         self.sync_db().map_err(|e| self.db_failed(&e))
     }
 
@@ -470,7 +474,18 @@ impl Timeline {
         self.shared.settle().map_err(|e| {
             self.poison_after(&e);
             Error::io("sync what an earlier life of the store has written")(e)
-        })
+        })?;
+        self.check_poisoned()
+    }
+
+    /// Whether the next sync of anything has also to make durable what nobody knows of any more, which can take long.
+    pub fn is_settled(&self) -> bool {
+        self.shared.is_settled()
+    }
+
+    /// Whether a change of names would have to wait for the disk just now.
+    pub fn holds_up_changes(&self) -> bool {
+        self.shared.db.is_syncing()
     }
 
     fn sync_failed(&self, layer: &Layer, error: io::Error) -> Error {
@@ -673,7 +688,7 @@ fn checked_end(offset: u64, len: u64) -> FsResult<u64> {
 }
 
 impl Drop for Timeline {
-    /// Who held it may not have synced it: then the store does before the next one is loaded.
+    /// Who held it may not have synced it: then the store does, with the next sync of whatever is in it.
     fn drop(&mut self) {
         if self.view.let_go() {
             self.shared.unsettle();

@@ -586,9 +586,10 @@ fn what_a_killed_service_has_written_is_made_durable_before_anything_is_taken_fo
     std::fs::remove_dir_all(&dir).expect("removed");
 }
 
-/// Stops the first sync of data until it is let go on.
-#[derive(Default)]
+/// Stops the first call of a kind until it is let go on, and then fails it if it is told to.
 struct Stall {
+    call: Call,
+    errno: Option<i32>,
     state: Mutex<Stalled>,
     changed: Condvar,
 }
@@ -602,6 +603,15 @@ enum Stalled {
 }
 
 impl Stall {
+    fn new(call: Call, errno: Option<i32>) -> Arc<Stall> {
+        Arc::new(Stall {
+            call,
+            errno,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    }
+
     fn reach(&self, state: Stalled) {
         *self.state.lock().expect("unpoisoned") = state;
         self.changed.notify_all();
@@ -616,12 +626,14 @@ impl Stall {
 
 impl Hook for Stall {
     fn before(&self, call: Call) -> io::Result<()> {
-        let first = call == Call::SyncData && *self.state.lock().expect("unpoisoned") == Stalled::NotYet;
-        if first {
-            self.reach(Stalled::Now);
-            self.wait_for(&Stalled::Over);
+        let first = call == self.call && *self.state.lock().expect("unpoisoned") == Stalled::NotYet;
+        if !first {
+            return Ok(());
         }
-        Ok(())
+        self.reach(Stalled::Now);
+        self.wait_for(&Stalled::Over);
+        self.errno
+            .map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
     }
 }
 
@@ -631,7 +643,7 @@ fn two_snapshots(test: &str, tags: [&str; 2]) -> (bool, [Result<SnapshotInfo>; 2
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cost-{test}-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
     Store::create(&dir, Disk::new()).expect("make a store");
-    let stall = Arc::new(Stall::default());
+    let stall = Stall::new(Call::SyncData, None);
     let store = Store::open(&dir, Disk::new().with_hook(stall.clone())).expect("open the store");
     let main = "main".parse().expect("a name");
     store
@@ -669,4 +681,46 @@ fn of_two_snapshots_with_one_name_one_is_refused() {
         .iter()
         .filter(|taken| matches!(taken, Err(Error::SnapshotExists { .. })));
     assert_eq!(refused.count(), 1, "{taken:?}");
+}
+
+/// Syncs two heads after a killed service has left writes behind, the second one while these are being made durable; whether the second came back before
+/// that was over.
+fn two_syncs(test: &str, errno: Option<i32>) -> (bool, [FsResult<()>; 2]) {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cost-{test}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    Store::create(&dir, Disk::new()).expect("make a store");
+    let names: [BranchName; 2] = ["one", "two"].map(|name| name.parse().expect("a name"));
+    let store = Store::open(&dir, Disk::new()).expect("opened");
+    for name in &names {
+        store.create_branch(name, &Start::Empty, (0, 0), NOW).expect("made");
+    }
+    drop(store);
+    let stall = Stall::new(Call::SyncAll, errno);
+    let store = Store::open(&dir, Disk::new().with_hook(stall.clone())).expect("opened");
+    let heads = names.map(|name| store.timeline(&name).expect("loaded"));
+    let synced = std::thread::scope(|scope| {
+        let first = scope.spawn(|| heads[0].fsync(Ino::ROOT));
+        stall.wait_for(&Stalled::Now);
+        let second = scope.spawn(|| heads[1].fsync(Ino::ROOT));
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let early = second.is_finished();
+        stall.reach(Stalled::Over);
+        (early, [first, second].map(|synced| synced.join().expect("no panic")))
+    });
+    drop((heads, store));
+    std::fs::remove_dir_all(&dir).expect("removed");
+    synced
+}
+
+#[test]
+fn a_sync_waits_for_the_one_that_makes_durable_what_a_killed_service_has_written() {
+    let (early, synced) = two_syncs("settle-together", None);
+    assert!(!early);
+    assert_eq!(synced, [Ok(()), Ok(())]);
+}
+
+#[test]
+fn a_sync_that_waited_for_one_that_heard_of_a_loss_fails_too() {
+    let (_, synced) = two_syncs("settle-lost", Some(libc::EIO));
+    assert_eq!(synced, [Err(Errno::EIO), Err(Errno::EIO)]);
 }

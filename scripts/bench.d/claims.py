@@ -202,6 +202,7 @@ CLAIMS = {
     "scan-of-a-view": (scanned_table, lambda claim, side, _size: scan_costs(claim, side)),
     "history": (one_gib, lambda claim, side, size: layers.history_costs(claim, side, size, Answer)),
     "depth": (one_gib, lambda claim, side, size: layers.depth_costs(claim, side, size, Answer)),
+    "company": (one_gib, lambda claim, side, size: layers.company_costs(claim, side, size, Answer)),
     "packed": (one_gib, lambda claim, side, _size: layers.packed_costs(claim, side, Answer)),
 }
 

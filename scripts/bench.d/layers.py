@@ -8,7 +8,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from machine import AS_ROOT, Failed, Meter, bytes_on_disk, drop_caches, read_all, run
+from machine import AS_ROOT, Failed, Meter, bytes_on_disk, drop_caches, read_all, resident_bytes, run
 from postgres import Cluster
 from report import progress
 from sides import Plain, Zenith
@@ -22,6 +22,7 @@ PROBED = {"TPC-B": [], "select-only": ["-n", "-S"]}
 RANDOM_READS = 3000
 KEPT = 10
 BRANCHES = 20
+IDLE_VIEWS = 50
 
 
 def speeds(plain, side, size):
@@ -211,6 +212,28 @@ def depth_costs(claim, side, size, answer):
             answers.append(answer(claim, f"{name} {when}, slower against plain than before", slower(before, then, name), 3, "%"))
     for number in range(BRANCHES):
         side.zenith("umount", side.home / f"deep-{number}")
+    return answers
+
+
+def company_costs(claim, side, size, answer):
+    """A cluster while many other views are mounted, which do nothing, against itself alone."""
+    plain = Plain(side.options, f"{claim}-plain")
+    plain.fill(size.claim_scale["1GiB"])
+    views = [side.home / f"idle-{number}" for number in range(IDLE_VIEWS)]
+    with plain.cluster.running(), side.cluster.running():
+        before = speeds(plain, side, size)
+        alone = resident_bytes(side.service_pid())
+        side.snapshot("start")
+        for view in views:
+            side.mount("main@start", view, "--cow", view.name)
+        wait_for_upkeep(side)
+        after = speeds(plain, side, size)
+        resident = resident_bytes(side.service_pid())
+    for view in views:
+        side.zenith("umount", view)
+    answers = [answer(claim, f"{name} beside {IDLE_VIEWS} idle views, slower against plain than before", slower(before, after, name), 3, "%")
+               for name in PROBED]
+    answers.append(answer(claim, "service resident, more by each of them", (resident - alone) / IDLE_VIEWS / MIB, None, "MiB"))
     return answers
 
 

@@ -1,7 +1,8 @@
 //! Which of a mount's threads read the kernel's requests.
 //!
 //! One at a time, so that the kernel wakes the one that is at hand: several that sleep there take turns, and each finds its processor asleep and its
-//! caches cold. Whose request can take long has another thread read meanwhile, and stands back afterwards as long as that one reads.
+//! caches cold. Whose request can take long has another thread read meanwhile, and stands back afterwards as long as that one reads. Where one
+//! that seemed short takes long, one of those that stand back sees requests wait, and reads too.
 
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +18,9 @@ const SYNCS_ASIDE: u32 = 16;
 /// What takes so long takes hardly longer when another thread is woken first.
 const SLOW: Duration = Duration::from_millis(5);
 
+/// So long a request can wait for a thread that reads and is held up.
+const WATCH: Duration = Duration::from_millis(500);
+
 thread_local! {
     /// A thread serves one mount all its life.
     static READER: OnceCell<Reader> = const { OnceCell::new() };
@@ -25,13 +29,13 @@ thread_local! {
 /// The threads that read a mount's requests. They are known from their first request on.
 pub struct Readers {
     shared: Arc<Shared>,
-    /// Where requests come from; none where that can't be asked.
-    device: Option<OwnedFd>,
     /// Syncs of commits that are still to be made aside.
     aside: AtomicU32,
 }
 
 struct Shared {
+    /// Where requests come from; none where that can't be asked.
+    device: Option<OwnedFd>,
     /// How many threads read or serve what does not take long. Taken down under the lock only.
     reading: AtomicUsize,
     /// Whether one of the threads has ended, as all do when the mount does: the others must read to hear of it.
@@ -52,11 +56,11 @@ impl Readers {
     pub fn of(device: Option<OwnedFd>) -> Readers {
         Readers {
             shared: Arc::new(Shared {
+                device,
                 reading: AtomicUsize::new(0),
                 is_over: Mutex::new(false),
                 changed: Condvar::new(),
             }),
-            device,
             aside: AtomicU32::new(0),
         }
     }
@@ -81,14 +85,6 @@ impl Readers {
         turn.let_read();
         turn
     }
-
-    fn is_request_waiting(&self) -> bool {
-        self.device.as_ref().is_some_and(|device| {
-            let mut asked = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
-            let count = poll(&mut asked, PollTimeout::ZERO);
-            count.is_ok() && asked[0].any() == Some(true)
-        })
-    }
 }
 
 impl Turn<'_> {
@@ -111,7 +107,7 @@ impl Turn<'_> {
         }
         let begun = Instant::now();
         let done = sync();
-        if begun.elapsed() > SLOW || !self.is_away && self.readers.is_request_waiting() {
+        if begun.elapsed() > SLOW || !self.is_away && self.readers.shared.is_request_waiting() {
             aside.store(SYNCS_ASIDE, Ordering::Relaxed);
         }
         done
@@ -142,11 +138,27 @@ impl Shared {
         }
     }
 
-    /// Waits until nobody else reads.
+    /// Waits until nobody else reads, or does not come to it.
     fn come_back(&self) {
         let others_read = |is_over: &mut bool| !*is_over && self.reading.load(Ordering::Relaxed) > 0;
-        let _is_over = self.changed.wait_while(self.is_over(), others_read);
-        self.reading.fetch_add(1, Ordering::Relaxed);
+        let mut is_over = self.is_over();
+        loop {
+            let waited = self.changed.wait_timeout_while(is_over, WATCH, others_read);
+            let (still_locked, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+            if !waited.timed_out() || self.is_request_waiting() {
+                self.reading.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            is_over = still_locked;
+        }
+    }
+
+    fn is_request_waiting(&self) -> bool {
+        self.device.as_ref().is_some_and(|device| {
+            let mut asked = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
+            let count = poll(&mut asked, PollTimeout::ZERO);
+            count.is_ok() && asked[0].any() == Some(true)
+        })
     }
 
     /// Leaves reading to the others, if there are others.
@@ -221,6 +233,18 @@ mod tests {
         assert_eq!(readers.shared.reading.load(Ordering::Relaxed), 1);
         let _turn = readers.long_turn();
         other.recv().expect("it reads");
+    }
+
+    #[test]
+    fn a_thread_that_stands_back_reads_when_the_one_that_reads_is_held_up() {
+        let (device, mut kernel) = pipe().expect("a pipe");
+        let readers = known(Some(device.into()));
+        let other = another(&readers, |readers| drop(readers.turn()));
+        let turn = readers.turn();
+        other.recv_timeout(2 * WATCH).expect_err("nothing waits");
+        kernel.write_all(b"request").expect("written");
+        other.recv_timeout(4 * WATCH).expect("it reads");
+        drop(turn);
     }
 
     fn is_aside(readers: &Readers, sync: impl FnOnce()) -> bool {

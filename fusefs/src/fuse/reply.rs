@@ -125,10 +125,9 @@ impl Listing for ReplyDirectoryPlus {
 }
 
 /// Replies with the entries of a directory after `cookie`.
-pub fn listing(mut reply: impl Listing, fs: FsResult<&Fs>, dir: Node, cookie: u64) {
+pub fn listing(mut reply: impl Listing, fs: &Fs, dir: Node, cookie: u64) {
     let mut sent = cookie;
-    let filled = fs.and_then(|fs| fill(&mut reply, fs, dir, &mut sent));
-    match filled {
+    match fill(&mut reply, fs, dir, &mut sent) {
         // References that were counted must reach the kernel; it meets the error when it goes on from there.
         Err(error) if sent == cookie => reply.refuse(convert::errno(error)),
         _ => reply.send(),

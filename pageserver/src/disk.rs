@@ -87,6 +87,13 @@ impl Default for Disk {
     }
 }
 
+impl DiskFile {
+    /// Has nothing be read ahead that was not asked for. That is advice, without which reads come to the same.
+    pub fn expect_no_order(&self) {
+        map::expect_no_order(&self.file);
+    }
+}
+
 impl Drop for DiskFile {
     fn drop(&mut self) {
         self.open_files.fetch_sub(1, Ordering::Relaxed);

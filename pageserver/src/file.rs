@@ -145,8 +145,16 @@ impl File {
             return;
         }
         let mut content = self.content.write().unwrap_or_else(|e| e.into_inner());
-        for part in content.parts.iter_mut().filter(|part| part.backing.is_durable()) {
+        for (slot, part) in content
+            .parts
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, part)| part.backing.is_durable())
+        {
             if let Some(backing) = backing(part.backing.layer()) {
+                if slot > 0 {
+                    backing.scattered();
+                }
                 part.backing = backing;
             }
         }
@@ -204,6 +212,7 @@ impl Content {
             return Err(io::Error::other(TOO_MANY_PARTS));
         }
         if let Some(map) = self.map.as_ref().filter(|_| slot > 0) {
+            part.backing.scattered();
             map.set(part.floor.div_ceil(BLOCK)..u64::MAX, HOLE);
             part.backing.each_range(|blocks| map.set(blocks, slot as u16))?;
         }

@@ -89,6 +89,7 @@ pub struct Backing {
     ino: Ino,
     writable: bool,
     file: OnceLock<DiskFile>,
+    is_scattered: AtomicBool,
     data: SyncPoint,
     listed: AtomicBool,
 }
@@ -162,6 +163,7 @@ impl Layer {
             ino,
             writable,
             file: OnceLock::new(),
+            is_scattered: AtomicBool::new(false),
             data: SyncPoint::default(),
             listed: AtomicBool::new(false),
         })
@@ -321,7 +323,20 @@ impl Backing {
             return Ok(file);
         }
         let file = self.layer.open_now(self.ino, self.writable)?;
-        Ok(self.file.get_or_init(|| file))
+        let file = self.file.get_or_init(|| file);
+        if self.is_scattered.load(Ordering::Acquire) {
+            file.expect_no_order();
+        }
+        Ok(file)
+    }
+
+    /// Tells that the file has blocks here and there, over another one's. Where the kernel reads ahead in the mount's file this one is asked
+    /// for what it has; what the kernel read ahead in it by itself would be holes.
+    pub fn scattered(&self) {
+        self.is_scattered.store(true, Ordering::Release);
+        if let Some(file) = self.file.get() {
+            file.expect_no_order();
+        }
     }
 
     /// The size that the file has in the layer.

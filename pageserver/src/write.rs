@@ -176,7 +176,11 @@ impl Content {
         }
         let backing = match self.parts.len() {
             0 => target.layer.create_backing(target.ino)?,
-            _ => target.layer.create_sized_backing(target.ino, size)?,
+            _ => {
+                let backing = target.layer.create_sized_backing(target.ino, size)?;
+                backing.scattered();
+                backing
+            }
         };
         if self.parts.len() == 1 {
             self.map = Some(BlockMap::filled(self.size, 0));

@@ -29,7 +29,7 @@ pub fn seek(file: &File, offset: u64, whence: Seek) -> io::Result<Option<u64>> {
 }
 
 #[cfg(target_os = "linux")]
-pub use linux::{data_ranges, punch, will_need};
+pub use linux::{data_ranges, expect_no_order, punch, will_need};
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -118,18 +118,24 @@ mod linux {
     }
 
     pub fn will_need(file: &File, offset: u64, len: u64) -> io::Result<()> {
-        // SAFETY: posix_fadvise takes no pointers.
-        let code =
-            unsafe { libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, libc::POSIX_FADV_WILLNEED) };
-        if code != 0 {
-            return Err(io::Error::from_raw_os_error(code));
+        match advise(file, offset, len, libc::POSIX_FADV_WILLNEED) {
+            0 => Ok(()),
+            code => Err(io::Error::from_raw_os_error(code)),
         }
-        Ok(())
+    }
+
+    pub fn expect_no_order(file: &File) {
+        advise(file, 0, 0, libc::POSIX_FADV_RANDOM);
+    }
+
+    fn advise(file: &File, offset: u64, len: u64, advice: libc::c_int) -> libc::c_int {
+        // SAFETY: posix_fadvise takes no pointers.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, advice) }
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-pub use portable::{data_ranges, punch, will_need};
+pub use portable::{data_ranges, expect_no_order, punch, will_need};
 
 #[cfg(not(target_os = "linux"))]
 mod portable {
@@ -157,4 +163,6 @@ mod portable {
     pub fn will_need(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
         Ok(())
     }
+
+    pub fn expect_no_order(_file: &File) {}
 }

@@ -564,34 +564,41 @@ fn comes_true(condition: &AtomicBool) -> bool {
     patience.is_some()
 }
 
+/// A file of WAL.
+fn segment(mounted: &Mounted) -> File {
+    fs::create_dir(mounted.path("pg_wal")).expect("made");
+    File::create(mounted.path("pg_wal/segment")).expect("made")
+}
+
+/// Writes pages of WAL, and syncs each.
+fn commit(wal: &File, times: u64) {
+    for page in 0..times {
+        wal.write_all_at(&[2; 8192], page * 8192).expect("written");
+        wal.sync_data().expect("synced");
+    }
+}
+
 #[test]
 fn a_request_that_takes_long_keeps_no_other_waiting() {
     let disk = SlowDisk::new(Call::SetLen);
     let scratch = Scratch::on(Disk::new().with_hook(disk.clone()), "mount-slow", owner());
     let mounted = Mounted::new("slow", scratch.head());
-    fs::create_dir(mounted.path("pg_wal")).expect("made");
-    let wal = File::create(mounted.path("pg_wal/segment")).expect("made");
+    let wal = segment(&mounted);
     let table = File::create(mounted.path("table")).expect("made");
     table.write_all_at(&[1; 16384], 0).expect("written");
     table.sync_all().expect("synced");
-    let write = |times| {
-        for page in 0..times {
-            wal.write_all_at(&[2; 8192], page * 8192).expect("written");
-            wal.sync_data().expect("synced");
-        }
-    };
     // All threads of the mount have served something then.
-    write(50);
+    commit(&wal, 50);
     disk.is_asked.store(true, Ordering::Release);
     thread::scope(|scope| {
         let truncation = scope.spawn(|| table.set_len(8192));
         assert!(comes_true(&disk.is_under_way));
-        write(50);
+        commit(&wal, 50);
         assert!(disk.is_under_way.load(Ordering::Acquire), "the writes waited for it");
         disk.may_go_on.store(true, Ordering::Release);
         truncation.join().expect("no panic").expect("cut off");
     });
-    write(50);
+    commit(&wal, 50);
 }
 
 #[test]
@@ -599,20 +606,16 @@ fn a_disk_that_hangs_in_a_commit_holds_up_what_needs_no_disk_for_a_moment_only()
     let disk = SlowDisk::new(Call::SyncData);
     let scratch = Scratch::on(Disk::new().with_hook(disk.clone()), "mount-hangs", owner());
     let mounted = Mounted::new("hangs", scratch.head());
-    fs::create_dir(mounted.path("pg_wal")).expect("made");
-    let wal = File::create(mounted.path("pg_wal/segment")).expect("made");
-    for page in 0..50 {
-        wal.write_all_at(&[2; 8192], page * 8192).expect("written");
-        wal.sync_data().expect("synced");
-    }
+    let wal = segment(&mounted);
+    commit(&wal, 50);
     wal.write_all_at(&[3; 8192], 0).expect("written");
     disk.is_asked.store(true, Ordering::Release);
     thread::scope(|scope| {
-        let commit = scope.spawn(|| wal.sync_data());
+        let syncing = scope.spawn(|| wal.sync_data());
         assert!(comes_true(&disk.is_under_way));
         assert!(!mounted.path("nobody-has-asked-for-this").exists());
         assert!(disk.is_under_way.load(Ordering::Acquire), "the question waited for it");
         disk.may_go_on.store(true, Ordering::Release);
-        commit.join().expect("no panic").expect("synced");
+        syncing.join().expect("no panic").expect("synced");
     });
 }

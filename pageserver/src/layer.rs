@@ -195,7 +195,9 @@ impl Layer {
             self.disk.remove(&half_made)?;
             return Err(e);
         }
-        Ok(self.made(ino, file))
+        let backing = self.made(ino, file);
+        backing.scattered();
+        Ok(backing)
     }
 
     fn made(self: &Arc<Layer>, ino: Ino, file: DiskFile) -> Arc<Backing> {

@@ -176,11 +176,7 @@ impl Content {
         }
         let backing = match self.parts.len() {
             0 => target.layer.create_backing(target.ino)?,
-            _ => {
-                let backing = target.layer.create_sized_backing(target.ino, size)?;
-                backing.scattered();
-                backing
-            }
+            _ => target.layer.create_sized_backing(target.ino, size)?,
         };
         if self.parts.len() == 1 {
             self.map = Some(BlockMap::filled(self.size, 0));

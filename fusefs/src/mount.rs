@@ -17,11 +17,10 @@ mod record;
 #[cfg(target_os = "linux")]
 mod session;
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use std::{fs, io, thread};
+use std::{io, thread};
 
 use fuser::{Config, Session, SessionACL};
 use pageserver::LayerId;
@@ -82,7 +81,7 @@ impl Mount {
         let session = platform::open(fs, &mountpoint, options, &record, &keeping).inspect_err(|_| keeping.let_go())?;
         let ended = Arc::new(Ended::default());
         let device = serve(session, ended.clone(), keeping, on_end)
-            .and_then(|()| device(&mountpoint))
+            .and_then(|()| platform::device(&mountpoint))
             .map_err(|source| abandon(&mountpoint, source))?;
         record.set_device(device);
         platform::tune(device);
@@ -122,7 +121,10 @@ impl Mount {
         let ended = Arc::new(Ended::default());
         serve(session, ended.clone(), keeping, on_end).map_err(lost)?;
         end_orphans(fs, fuse);
-        let device = record.device().map_or_else(|| device(mountpoint), Ok).map_err(lost)?;
+        let device = record
+            .device()
+            .map_or_else(|| platform::device(mountpoint), Ok)
+            .map_err(lost)?;
         record.set_device(device);
         Ok(Mount {
             mountpoint: mountpoint.to_owned(),
@@ -174,8 +176,8 @@ impl Mount {
         let path = &self.mountpoint;
         let unreadable = |source| MountError::unreadable(path, source);
         let (here, above) = (
-            device(path).map_err(unreadable)?,
-            device(&path.join("..")).map_err(unreadable)?,
+            platform::device(path).map_err(unreadable)?,
+            platform::device(&path.join("..")).map_err(unreadable)?,
         );
         Ok(match here == self.device {
             true => Standing::OnTop,
@@ -282,10 +284,6 @@ fn config(options: &Options) -> Config {
     config.acl = SessionACL::All;
     config.n_threads = Some(if cfg!(target_os = "linux") { options.threads } else { 1 });
     config
-}
-
-fn device(mountpoint: &Path) -> io::Result<u64> {
-    fs::metadata(mountpoint).map(|metadata| metadata.dev())
 }
 
 /// Takes away a mount that could not be served, and says why.

@@ -57,28 +57,30 @@ def bytes_on_disk(path):
 
 
 class Meter:
-    """Wall time, CPU time of the whole machine and of one process (None: there is none), and that process' memory."""
+    """Wall time, CPU time of the whole machine and of one process (None: there is none), CPU time that the host took for others, and that
+    process' memory."""
 
     def __init__(self, pid):
         self.pid = pid
-        self.seconds = self.machine_cpu = self.process_cpu = self.resident_bytes = 0
+        self.seconds = self.machine_cpu = self.stolen_cpu = self.process_cpu = self.resident_bytes = 0
 
     def __enter__(self):
         self._start = time.perf_counter(), machine_cpu(), process_cpu(self.pid)
         return self
 
     def __exit__(self, *_):
-        wall, machine, process = self._start
+        wall, (machine, stolen), process = self._start
         self.seconds = time.perf_counter() - wall
-        self.machine_cpu = machine_cpu() - machine
+        machine_now, stolen_now = machine_cpu()
+        self.machine_cpu, self.stolen_cpu = machine_now - machine, stolen_now - stolen
         self.process_cpu = process_cpu(self.pid) - process
         self.resident_bytes = resident_bytes(self.pid)
 
 
 def machine_cpu():
-    """CPU seconds that the machine was busy since boot."""
-    user, nice, system, _idle, _wait, irq, softirq = (int(ticks) for ticks in Path("/proc/stat").read_text().split()[1:8])
-    return (user + nice + system + irq + softirq) / TICKS
+    """CPU seconds that the machine was busy since boot, and that it could have been but did not get from its host."""
+    user, nice, system, _idle, _wait, irq, softirq, stolen = (int(ticks) for ticks in Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq) / TICKS, stolen / TICKS
 
 
 def process_cpu(pid):

@@ -38,6 +38,7 @@ def ratio(samples, workload, side):
         "plain_machine_cpu_ms": statistics.median(sample["machine_cpu_ms"] for sample in base),
         "machine_cpu_ms": statistics.median(sample["machine_cpu_ms"] for sample in own),
         "service_cpu_ms": statistics.median(sample["service_cpu_ms"] for sample in own),
+        "stolen": max(sample["stolen"] for sample in base + own),
         "resident_bytes": max(sample["resident_bytes"] for sample in own),
     }
 
@@ -54,21 +55,22 @@ def write_json(results, path):
 
 def print_tables(results):
     if results["ratios"]:
-        print(f"\nRates against the plain filesystem; rounds: {results['machine']['rounds']} (CPU in ms per transaction or MiB)\n")
+        print(f"\nRates against the plain filesystem; rounds: {results['machine']['rounds']} (CPU in ms per transaction or MiB; stolen: what a host "
+              "took of the machine in the worst round)\n")
         print_table([RATIO_HEADER, *map(ratio_row, results["ratios"])])
     if results["claims"]:
         print("\nPromises\n")
         print_table([CLAIM_HEADER, *map(claim_row, results["claims"])])
 
 
-RATIO_HEADER = ["workload", "side", "median", "min", "max", "plain /s", "side /s", "CPU plain", "CPU side", "of it service", "RSS MiB"]
+RATIO_HEADER = ["workload", "side", "median", "min", "max", "plain /s", "side /s", "CPU plain", "CPU side", "of it service", "stolen, %", "RSS MiB"]
 
 
 def ratio_row(row):
     figures = [f"{row[name]:.2f}" for name in ("median", "min", "max")]
     rates = [f"{row[name]:.0f}" for name in ("plain_rate", "rate")]
     cpu = [f"{row[name]:.3f}" for name in ("plain_machine_cpu_ms", "machine_cpu_ms", "service_cpu_ms")]
-    return [row["workload"], row["side"], *figures, *rates, *cpu, f"{row['resident_bytes'] / (1 << 20):.0f}"]
+    return [row["workload"], row["side"], *figures, *rates, *cpu, f"{100 * row['stolen']:.1f}", f"{row['resident_bytes'] / (1 << 20):.0f}"]
 
 
 CLAIM_HEADER = ["where", "what", "measured", "limit", "unit", ""]

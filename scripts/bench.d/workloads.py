@@ -52,6 +52,7 @@ class Sample:
     rate: float
     service_cpu_ms: float  # of the filesystem's own process, per transaction or MiB
     machine_cpu_ms: float  # of everything on the machine, per transaction or MiB
+    stolen: float  # part of the machine's CPU time that its host took for others
     resident_bytes: int
 
 
@@ -210,9 +211,9 @@ def measure(side, name, size, number):
     with side.cluster.running():
         load = WORKLOADS[name](side, size)
     progress(f"round {number + 1}  {name:18}  {side.name:8}  {load.rate:12.1f}")
-    per_piece = 1000 / max(load.amount, 1)
-    return Sample(number, name, side.name, load.rate, load.meter.process_cpu * per_piece,
-                  load.meter.machine_cpu * per_piece, load.meter.resident_bytes)
+    per_piece, meter = 1000 / max(load.amount, 1), load.meter
+    return Sample(number, name, side.name, load.rate, meter.process_cpu * per_piece, meter.machine_cpu * per_piece,
+                  meter.stolen_cpu / (meter.seconds * os.cpu_count()), meter.resident_bytes)
 
 
 def run_rounds(sides, chosen, rounds, size):

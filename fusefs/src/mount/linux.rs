@@ -3,9 +3,12 @@
 //! As root, other users may enter (a Postgres runs as its own user), and the kernel checks their permissions.
 //! Nobody gains rights or devices by what lies in a mount (nosuid, nodev).
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -15,7 +18,7 @@ use fuser::Session;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use nix::sys::stat::{major, minor};
+use nix::sys::stat::{major, makedev, minor};
 use nix::unistd::{getegid, geteuid};
 
 use super::error::desc;
@@ -172,6 +175,26 @@ pub fn tune(device: u64) {
             tracing::debug!("{bdi}/{setting} stays as it is: {error}");
         }
     }
+}
+
+/// The number of the device whose file system is at `path`, without asking that file system, which may not answer.
+pub fn device(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut found = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path ends with a zero byte, and the kernel writes one statx.
+    let done = unsafe {
+        libc::statx(
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_STATX_DONT_SYNC,
+            0,
+            found.as_mut_ptr(),
+        )
+    };
+    Errno::result(done)?;
+    // SAFETY: all zeros are a statx, and the kernel has filled it in.
+    let found = unsafe { found.assume_init() };
+    Ok(makedev(found.stx_dev_major.into(), found.stx_dev_minor.into()))
 }
 
 fn source(options: &Options) -> String {

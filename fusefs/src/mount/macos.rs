@@ -1,8 +1,10 @@
 //! Mounting with macFUSE, whose own helper does it.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::{fs, io};
 
 use fuser::{MountOption, Session, SessionACL};
 use nix::unistd::geteuid;
@@ -55,3 +57,8 @@ pub fn detach(mountpoint: &Path) -> Result<(), MountError> {
 
 /// There is nothing to tune.
 pub fn tune(_device: u64) {}
+
+/// The number of the device whose file system is at `path`.
+pub fn device(path: &Path) -> io::Result<u64> {
+    fs::metadata(path).map(|metadata| metadata.dev())
+}

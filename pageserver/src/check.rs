@@ -174,6 +174,7 @@ impl Store {
         let repair = checks.repair;
         // Nothing is merged meanwhile.
         let _bodies = self.bodies();
+        let loaded = self.loaded();
         let catalog = self.catalog().clone();
         let checker = Checker {
             dir: self.dir(),
@@ -187,7 +188,7 @@ impl Store {
         };
         let mut findings = checker.run(checks, progress);
         if repair {
-            self.repair(&mut findings)?;
+            self.repair(&mut findings, loaded)?;
         }
         Ok(findings)
     }

@@ -325,11 +325,6 @@ impl Disk {
         File::open(path)?.sync_all()
     }
 
-    /// Makes everything on the filesystem that `path` lies on durable.
-    pub fn sync_all(&self, path: &Path) -> io::Result<()> {
-        self.sync_filesystem(&File::open(path)?)
-    }
-
     /// Makes everything on the filesystem of an open file durable; tells of every write that has failed since it was opened.
     pub fn sync_filesystem(&self, file: &File) -> io::Result<()> {
         self.before(Call::SyncAll)?;
@@ -365,6 +360,12 @@ impl Disk {
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.before(Call::Rename)?;
         fs::rename(from, to)
+    }
+
+    /// Renames to a name that nothing has; else [`io::ErrorKind::AlreadyExists`].
+    pub fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.before(Call::Rename)?;
+        filesystem::rename_new(from, to)
     }
 
     /// Removes a file; one that is not there is no error.

@@ -254,7 +254,7 @@ impl Flattening<'_> {
             store.catalog().layer(self.top)?;
             let to = match &to {
                 Some(to) => to,
-                None if is_new => to.insert(self.layer.create_sized_backing(ino, content.size).map_err(failed())?),
+                None if is_new => to.insert(self.create(ino, content.size).map_err(failed())?),
                 None => to.insert(self.layer.backing(ino, true)),
             };
             let sums = match self.copy(&content, to, *number, blocks) {
@@ -284,6 +284,12 @@ impl Flattening<'_> {
         store.forget_bytes(&[self.top]);
         store.adopt(ino, self.layer.id, &spread.inherited);
         Ok(true)
+    }
+
+    /// The backing file of a file that the layer has nothing of. What a copy that was broken off has left is nobody's.
+    fn create(&self, ino: Ino, size: u64) -> io::Result<Arc<Backing>> {
+        self.layer.remove(ino)?;
+        self.layer.create_sized_backing(ino, size)
     }
 
     /// Copies blocks of a chunk, verified; returns their checksums.

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use crate::disk::{Disk, DiskFile, Stat, Wait};
 use crate::error::{Error, Result};
 use crate::sealed::{Form, Sealed};
-use crate::sync_point::SyncPoint;
+use crate::sync_point::{SyncPoint, is_unsupported};
 use crate::types::{BLOCK, Ino, LayerId, Seek};
 
 /// Above so many files one sync of the whole filesystem is cheaper than one for each.
@@ -171,7 +171,7 @@ impl Layer {
 
     /// Makes the backing file of a file with nothing to inherit.
     pub fn create_backing(self: &Arc<Layer>, ino: Ino) -> io::Result<Arc<Backing>> {
-        let file = self.disk.create(&self.file_path(ino))?;
+        let file = self.disk.create(&self.file_path(ino)).map_err(not_over_blocks)?;
         Ok(self.made(ino, file))
     }
 
@@ -190,10 +190,10 @@ impl Layer {
             .disk
             .set_len(&file, size)
             .and_then(|()| self.disk.order_before_rename(&file))
-            .and_then(|()| self.disk.rename(&half_made, &self.file_path(ino)));
+            .and_then(|()| self.disk.rename_new(&half_made, &self.file_path(ino)));
         if let Err(e) = shown {
             self.disk.remove(&half_made)?;
-            return Err(e);
+            return Err(not_over_blocks(e));
         }
         let backing = self.made(ino, file);
         backing.scattered();
@@ -261,19 +261,25 @@ impl Layer {
         self.name.sync(|| self.disk.sync_dir(layers))
     }
 
-    /// Makes everything written to the layer so far durable.
-    pub fn sync(&self) -> io::Result<()> {
+    /// Makes everything written to the layer so far durable. `sync_filesystem` makes all of the filesystem so.
+    pub fn sync(&self, sync_filesystem: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let _syncing = self.syncing.lock().unwrap_or_else(|e| e.into_inner());
         let taken = std::mem::take(&mut *self.unsynced());
         let backings: Vec<Arc<Backing>> = taken.into_values().collect();
-        let synced = self.sync_backings(&backings).and_then(|()| self.sync_names());
+        let synced = self
+            .sync_backings(&backings, sync_filesystem)
+            .and_then(|()| self.sync_names());
         if synced.is_err() {
             backings.iter().for_each(Backing::list);
         }
         synced
     }
 
-    fn sync_backings(&self, backings: &[Arc<Backing>]) -> io::Result<()> {
+    fn sync_backings(
+        &self,
+        backings: &[Arc<Backing>],
+        sync_filesystem: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
         for backing in backings {
             backing.listed.store(false, Ordering::Release);
         }
@@ -283,32 +289,48 @@ impl Layer {
             2..=SYNC_ONE_BY_ONE_MAX => unsynced
                 .iter()
                 .try_for_each(|backing| backing.start_sync(0..u64::MAX))?,
-            _ => self.sync_all(&unsynced)?,
+            _ => sync_all(&unsynced, sync_filesystem)?,
         }
         unsynced.iter().try_for_each(|backing| backing.sync_data())
     }
 
-    /// Syncs the whole filesystem, where that is possible.
-    fn sync_all(&self, backings: &[&Arc<Backing>]) -> io::Result<()> {
-        let counts: Vec<u64> = backings.iter().map(|backing| backing.data.changes()).collect();
-        match self.disk.sync_all(&self.path) {
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
-            other => other?,
-        }
-        let synced = backings.iter().zip(counts);
-        synced.for_each(|(backing, count)| backing.data.durable_up_to(count));
-        Ok(())
+    /// Whether everything written to the layer so far is known to be durable.
+    pub fn is_durable(&self) -> bool {
+        self.unsynced().values().all(|backing| backing.is_durable())
     }
 
-    /// Closes the files that are still to be synced; whether there were any. Each of them holds the layer.
-    pub fn let_go(&self) -> bool {
+    /// Closes the files that are still to be synced. Each of them holds the layer.
+    pub fn let_go(&self) {
         let unsynced = std::mem::take(&mut *self.unsynced());
-        unsynced.values().any(|backing| !backing.is_durable())
+        drop(unsynced);
     }
 
     fn unsynced(&self) -> MutexGuard<'_, HashMap<Ino, Arc<Backing>>> {
         self.unsynced.lock().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+/// A file that has blocks which nobody knows of is damage: they are not to be lost by the next ones.
+fn not_over_blocks(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it has blocks there that it does not know of",
+        ),
+        _ => error,
+    }
+}
+
+/// Makes many files durable with the whole filesystem, where that is possible.
+fn sync_all(backings: &[&Arc<Backing>], sync_filesystem: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let counts: Vec<u64> = backings.iter().map(|backing| backing.data.changes()).collect();
+    match sync_filesystem() {
+        Err(e) if is_unsupported(&e) => return Ok(()),
+        other => other?,
+    }
+    let synced = backings.iter().zip(counts);
+    synced.for_each(|(backing, count)| backing.data.durable_up_to(count));
+    Ok(())
 }
 
 impl Backing {

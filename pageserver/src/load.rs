@@ -169,14 +169,18 @@ fn end_orphans(shared: &Shared, id: LayerId, below: &Namespace, ns: &mut Namespa
 /// Removes blocks without an inode.
 fn sweep_blocks(shared: &Shared, id: LayerId, found: &[Found], ns: &Namespace) -> Result<()> {
     let layer = shared.layers.open(id);
-    for file in found {
-        let has_blocks = ns.inode(file.ino).is_ok_and(|inode| inode.kind == Kind::File);
-        if !has_blocks {
-            tracing::info!(layer = %id, ino = %file.ino, "sweeping blocks of a file that is gone");
-            layer
-                .remove(file.ino)
-                .map_err(Error::io(format!("remove a swept file of layer {id}")))?;
-        }
+    let has_blocks = |file: &Found| ns.inode(file.ino).is_ok_and(|inode| inode.kind == Kind::File);
+    let gone: Vec<_> = found.iter().filter(|file| !has_blocks(file)).collect();
+    if gone.is_empty() {
+        return Ok(());
+    }
+    // After a power cut a name that came back must find its blocks.
+    shared.db.sync().map_err(Error::io("sync the store's database"))?;
+    for file in gone {
+        tracing::info!(layer = %id, ino = %file.ino, "sweeping blocks of a file that is gone");
+        layer
+            .remove(file.ino)
+            .map_err(Error::io(format!("remove a swept file of layer {id}")))?;
     }
     Ok(())
 }

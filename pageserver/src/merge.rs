@@ -272,11 +272,13 @@ impl Catalog {
                 return None;
             };
             let newer = self.layer(*child).ok()?;
-            // What is half merged into it has to become one with it first.
+            // What is half merged into it has to become one with it first, and so has the newer one with what it is half merged into: it may share
+            // files with that already.
             let is_changing = record
                 .parent
                 .is_some_and(|below| self.layer(below).is_ok_and(|below| below.merging));
-            let is_pair = is_ready(id, record) && !is_changing && !named.contains(&id) && is_ready(*child, newer);
+            let is_ready = is_ready(id, record) && is_ready(*child, newer);
+            let is_pair = is_ready && !is_changing && !newer.merging && !named.contains(&id);
             is_pair.then_some((record.merging, id, *child))
         };
         let mut pairs: Vec<_> = self.layers().filter_map(pair).collect();

@@ -21,7 +21,7 @@ use crate::poison::Marks;
 use crate::room::Room;
 use crate::sealed::Sealed;
 use crate::store::{LAYERS_DIR, PACKS_DIR};
-use crate::sync_point::{SyncPoint, is_disk_failure};
+use crate::sync_point::{SyncPoint, is_disk_failure, is_unsupported};
 use crate::types::{Ino, LayerId};
 
 /// Inode numbers taken from the database at once.
@@ -45,7 +45,7 @@ pub struct Shared {
     /// How often they turned out to be lost: see [`Shared::settle`].
     losses: AtomicU64,
     /// Open for as long as the store, or, when its lock is kept for it, longer than the process.
-    watch: File,
+    watch: Mutex<File>,
 }
 
 /// Inode numbers from `next` up to `end` are ours to give.
@@ -97,7 +97,7 @@ impl Shared {
             doomed: Mutex::default(),
             unsettled,
             losses: AtomicU64::new(0),
-            watch,
+            watch: Mutex::new(watch),
         })
     }
 
@@ -111,21 +111,30 @@ impl Shared {
     }
 
     /// Returns once writes are durable that no other sync point knows of. Free when there can't be any.
-    ///
-    /// The descriptor that is synced is as old as the store's lock, so it also learns of writes that failed while a process lived which
-    /// has died since. The kernel tells of them once: from then on they count as a loss, which every timeline that was loaded
-    /// before it has to take for its own, also one that waits here meanwhile. One that is loaded later begins with what is there then.
     pub fn settle(&self) -> io::Result<()> {
-        let flush = || match self.disk.sync_filesystem(&self.watch) {
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => self.sync_one_by_one(),
+        let flush = || match self.sync_filesystem() {
+            Err(e) if is_unsupported(&e) => self.sync_one_by_one().inspect_err(|e| self.poison_all_after(e)),
             synced => synced,
         };
-        self.unsettled.sync_unless_lost(flush, |error| {
-            if is_disk_failure(error) {
-                self.poison_all();
-            }
-            false
-        })
+        self.unsettled.sync_unless_lost(flush, |_| false)
+    }
+
+    /// Makes everything on the store's filesystem durable.
+    ///
+    /// The descriptor that is synced is as old as the store's lock, so it also learns of writes that failed while a process lived which
+    /// has died since. The kernel tells it of them once: from then on they count as a loss, which every timeline that was loaded
+    /// before it has to take for its own. One that is loaded later begins with what is there then. So this is done by one at a time: who
+    /// gets no error finds the loss that another one was told of.
+    pub fn sync_filesystem(&self) -> io::Result<()> {
+        let watch = self.watch.lock().unwrap_or_else(|e| e.into_inner());
+        let synced = self.disk.sync_filesystem(&watch);
+        synced.inspect_err(|e| self.poison_all_after(e))
+    }
+
+    fn poison_all_after(&self, error: &io::Error) {
+        if is_disk_failure(error) && !is_unsupported(error) {
+            self.poison_all();
+        }
     }
 
     /// Any timeline can have lost something. The kernel won't tell the next process, so all are marked; who mounts one anew takes

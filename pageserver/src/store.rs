@@ -19,7 +19,7 @@ use std::fs::File as StdFile;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, Weak};
 
 use nix::fcntl::Flock;
@@ -92,6 +92,8 @@ pub struct Store {
     changing: Mutex<()>,
     catalog: Mutex<Catalog>,
     timelines: Mutex<HashMap<TimelineId, Weak<Timeline>>>,
+    /// How many heads were loaded so far.
+    loaded: AtomicU64,
     views: Mutex<HashMap<LayerId, Weak<View>>>,
     /// Bytes of sealed layers, as far as somebody has asked.
     sealed_bytes: Mutex<HashMap<LayerId, u64>>,
@@ -149,6 +151,7 @@ impl Store {
             changing: Mutex::default(),
             catalog: Mutex::new(catalog),
             timelines: Mutex::default(),
+            loaded: AtomicU64::new(0),
             views: Mutex::default(),
             sealed_bytes: Mutex::default(),
             hidden_bytes: Mutex::default(),
@@ -416,6 +419,7 @@ impl Store {
         if let Some(timeline) = timelines.get(&id).and_then(Weak::upgrade) {
             return Ok(timeline);
         }
+        self.loaded.fetch_add(1, Ordering::AcqRel);
         let loaded = load::head(&self.shared, &mut catalog, head, orphans)?;
         let poisoned = is_poisoned(id)?;
         let timeline = Timeline::new(id, name.clone(), self.shared.clone(), head, loaded, poisoned);
@@ -434,6 +438,10 @@ impl Store {
     pub fn tidy(&self) {
         self.shared.tidy();
         self.shared.room.refill();
+    }
+
+    pub(crate) fn loaded(&self) -> u64 {
+        self.loaded.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_open(&self, id: TimelineId) -> bool {

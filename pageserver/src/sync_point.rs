@@ -89,6 +89,11 @@ pub fn is_disk_failure(error: &io::Error) -> bool {
     !is_damage && !matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
+/// Whether the platform can't do it at all.
+pub fn is_unsupported(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EOPNOTSUPP)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

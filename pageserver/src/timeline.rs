@@ -82,6 +82,8 @@ struct Head {
     changed: AtomicBool,
     /// Files that differ from what the namespace says.
     touched: Mutex<HashMap<Ino, Arc<File>>>,
+    /// Held while the namespace is told.
+    folding: Mutex<()>,
 }
 
 impl Head {
@@ -125,6 +127,7 @@ impl Timeline {
                 below: loaded.below,
                 changed: AtomicBool::new(loaded.changed),
                 touched: Mutex::default(),
+                folding: Mutex::default(),
             }),
             sealing: Mutex::default(),
             poisoned: AtomicBool::new(poisoned),
@@ -244,7 +247,8 @@ impl Timeline {
 
     pub fn setattr(&self, ino: Ino, set: SetAttr, now: Time) -> FsResult<Attr> {
         if let Some(size) = set.size {
-            self.set_size(ino, size, now)?;
+            checked_end(size, 0)?;
+            self.resize(ino, |_| size, now)?;
         }
         let in_record = set.mode.is_some() || set.uid.is_some() || set.gid.is_some() || set.atime.is_some();
         let in_blocks = match set.mtime {
@@ -321,11 +325,12 @@ impl Timeline {
         started.map_err(|e| self.failed("write out", ino, &e))
     }
 
-    fn set_size(&self, ino: Ino, size: u64, now: Time) -> FsResult<()> {
-        checked_end(size, 0)?;
+    /// Gives the file the size that is `wanted` instead of the one it has.
+    fn resize(&self, ino: Ino, wanted: impl FnOnce(u64) -> u64, now: Time) -> FsResult<()> {
         let file = self.file(ino)?;
         let head = self.head();
         let resized = file.alone().and_then(|mut content| {
+            let size = wanted(content.size);
             head.touch(&file);
             content.set_size(head.target(ino), size)
         });
@@ -342,7 +347,8 @@ impl Timeline {
         }
         let grows = matches!(how, Fallocate::Extend | Fallocate::ZeroRange { keep_size: false });
         if grows && end > self.view.getattr(ino)?.size {
-            self.set_size(ino, end, now)?;
+            // A write beside this may have made it longer meanwhile.
+            self.resize(ino, |size| size.max(end), now)?;
         }
         Ok(())
     }
@@ -415,7 +421,7 @@ impl Timeline {
         self.fold(&head);
         self.view.files.evict();
         if self.shared.disk.has_too_many_open() && !self.is_poisoned() {
-            if let Err(e) = head.layer.sync() {
+            if let Err(e) = self.sync_layer(&head.layer) {
                 self.failed("sync before closing", Ino::ROOT, &e);
                 self.poison_after(&e);
             }
@@ -450,7 +456,8 @@ impl Timeline {
     pub fn sync_all(&self) -> Result<()> {
         self.sync_sealed()?;
         let layer = self.head().layer.clone();
-        layer.sync().map_err(|e| self.sync_failed(&layer, e))?;
+        self.sync_layer(&layer).map_err(|e| self.sync_failed(&layer, e))?;
+        self.check_poisoned()?;
         self.sync_db().inspect_err(|e| {
             self.db_failed(e);
         })?;
@@ -464,10 +471,15 @@ impl Timeline {
         self.settle()?;
         let sealing = self.sealing().clone();
         for layer in &sealing {
-            layer.sync().map_err(|e| self.sync_failed(layer, e))?;
+            self.sync_layer(layer).map_err(|e| self.sync_failed(layer, e))?;
             self.sealing().retain(|other| other.id != layer.id);
         }
-        Ok(())
+        // Somebody else's sync may have heard of a loss.
+        self.check_poisoned()
+    }
+
+    fn sync_layer(&self, layer: &Layer) -> io::Result<()> {
+        layer.sync(|| self.shared.sync_filesystem())
     }
 
     fn settle(&self) -> Result<()> {
@@ -607,6 +619,7 @@ impl Timeline {
                 below: frozen,
                 changed: AtomicBool::new(false),
                 touched: Mutex::default(),
+                folding: Mutex::default(),
             },
         );
         let id = sealed.layer.id;
@@ -614,8 +627,9 @@ impl Timeline {
         Ok((id, committed))
     }
 
-    /// Tells the namespace what touched files have become.
+    /// Tells the namespace what touched files have become; one after the other, so that it ends with what they became last.
     fn fold(&self, head: &Head) {
+        let _folding = head.folding.lock().unwrap_or_else(|e| e.into_inner());
         let touched = std::mem::take(&mut *head.touched());
         if touched.is_empty() {
             return;
@@ -627,6 +641,7 @@ impl Timeline {
                 (file.ino, FileState::of(file))
             })
             .collect();
+        self.shared.disk.at("fold: collected");
         let mut ns = self.view.ns_mut();
         for (ino, state) in folded {
             if let Ok(inode) = ns.inode(ino) {
@@ -690,8 +705,9 @@ fn checked_end(offset: u64, len: u64) -> FsResult<u64> {
 impl Drop for Timeline {
     /// Who held it may not have synced it: then the store does, with the next sync of whatever is in it.
     fn drop(&mut self) {
-        if self.view.let_go() {
+        if !self.view.is_all_durable() {
             self.shared.unsettle();
         }
+        self.view.let_go();
     }
 }

@@ -71,10 +71,16 @@ impl View {
         layers.insert(head.id, head);
     }
 
-    /// Closes all files; whether some of them had bytes that are not known to be durable.
-    pub(crate) fn let_go(&self) -> bool {
+    /// Whether all that was written through it is known to be durable.
+    pub(crate) fn is_all_durable(&self) -> bool {
         let layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
-        layers.values().filter(|layer| layer.let_go()).count() > 0
+        layers.values().all(|layer| layer.is_durable())
+    }
+
+    /// Closes all files.
+    pub(crate) fn let_go(&self) {
+        let layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
+        layers.values().for_each(|layer| layer.let_go());
     }
 
     /// Notes that somebody has it under a snapshot's name.

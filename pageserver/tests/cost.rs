@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use pageserver::*;
@@ -241,6 +241,34 @@ fn a_failed_sync_is_never_taken_back() {
     let other = bench.file("b", 8192);
     assert_eq!(bench.timeline.fsync(other), Err(Errno::EIO));
     assert!(matches!(bench.snapshot("s"), Err(Error::Poisoned { .. })));
+}
+
+/// Many files are synced with their whole filesystem: the kernel tells of a lost write once, and not whose it was.
+#[test]
+fn what_one_branch_hears_of_lost_writes_counts_for_all() {
+    let bench = Bench::new("lost-by-another");
+    let other: BranchName = "other".parse().expect("a name");
+    let made = bench.store.create_branch(&other, &Start::Empty, (0, 0), NOW);
+    made.expect("make a branch");
+    let others = bench.store.timeline(&other).expect("load it");
+    assert_eq!(others.fsync(Ino::ROOT), Ok(()));
+    let mut mine = Ino::ROOT;
+    for number in 0..100 {
+        let name = format!("file-{number}");
+        mine = bench.file(&name, 8192);
+        let theirs = others
+            .create(Ino::ROOT, OsStr::new(&name), a_file(), NOW)
+            .expect("create")
+            .ino;
+        assert_eq!(others.write(theirs, 0, &[1; 8192], None), Ok(8192));
+    }
+    let name: SnapshotName = "other@s".parse().expect("a name");
+    let taken = bench.failing(Call::SyncAll, libc::EIO, || {
+        bench.store.create_snapshot(&name, Keep::default(), NOW)
+    });
+    taken.expect_err("the disk fails");
+    bench.snapshot("s").expect_err("nobody knows whose writes were lost");
+    assert_eq!(bench.timeline.fsync(mine), Err(Errno::EIO));
 }
 
 #[test]
@@ -584,143 +612,4 @@ fn what_a_killed_service_has_written_is_made_durable_before_anything_is_taken_fo
     assert_eq!(timeline.fsync(Ino::ROOT), Ok(()), "it was loaded from what is there");
     drop((timeline, store));
     std::fs::remove_dir_all(&dir).expect("removed");
-}
-
-/// Stops the first call of a kind until it is let go on, and then fails it if it is told to.
-struct Stall {
-    call: Call,
-    errno: Option<i32>,
-    state: Mutex<Stalled>,
-    changed: Condvar,
-}
-
-#[derive(Default, PartialEq, Eq, PartialOrd, Ord)]
-enum Stalled {
-    #[default]
-    NotYet,
-    Now,
-    Over,
-}
-
-impl Stall {
-    fn new(call: Call, errno: Option<i32>) -> Arc<Stall> {
-        Arc::new(Stall {
-            call,
-            errno,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        })
-    }
-
-    fn reach(&self, state: Stalled) {
-        *self.state.lock().expect("unpoisoned") = state;
-        self.changed.notify_all();
-    }
-
-    fn wait_for(&self, state: &Stalled) {
-        let reached = self.state.lock().expect("unpoisoned");
-        let reached = self.changed.wait_while(reached, |now| *now < *state);
-        drop(reached.expect("unpoisoned"));
-    }
-}
-
-impl Hook for Stall {
-    fn before(&self, call: Call) -> io::Result<()> {
-        let first = call == self.call && *self.state.lock().expect("unpoisoned") == Stalled::NotYet;
-        if !first {
-            return Ok(());
-        }
-        self.reach(Stalled::Now);
-        self.wait_for(&Stalled::Over);
-        self.errno
-            .map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
-    }
-}
-
-/// Takes two snapshots of one unsynced layer, the second while the first is being synced; whether the second came back
-/// before that was over.
-fn two_snapshots(test: &str, tags: [&str; 2]) -> (bool, [Result<SnapshotInfo>; 2]) {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cost-{test}-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&dir);
-    Store::create(&dir, Disk::new()).expect("make a store");
-    let stall = Stall::new(Call::SyncData, None);
-    let store = Store::open(&dir, Disk::new().with_hook(stall.clone())).expect("open the store");
-    let main = "main".parse().expect("a name");
-    store
-        .create_branch(&main, &Start::Empty, (0, 0), NOW)
-        .expect("make a branch");
-    let bench = Bench {
-        timeline: store.timeline(&main).expect("load it"),
-        door: Arc::default(),
-        store,
-        dir,
-    };
-    bench.file("a", 8192);
-    std::thread::scope(|scope| {
-        let first = scope.spawn(|| bench.snapshot(tags[0]));
-        stall.wait_for(&Stalled::Now);
-        let second = scope.spawn(|| bench.snapshot(tags[1]));
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        let early = second.is_finished();
-        stall.reach(Stalled::Over);
-        (early, [first, second].map(|taken| taken.join().expect("no panic")))
-    })
-}
-
-#[test]
-fn a_snapshot_is_not_told_before_the_sync_that_another_one_began_is_over() {
-    let (early, taken) = two_snapshots("two-names", ["one", "two"]);
-    assert!(!early);
-    assert!(taken.iter().all(Result::is_ok), "{taken:?}");
-}
-
-#[test]
-fn of_two_snapshots_with_one_name_one_is_refused() {
-    let (_, taken) = two_snapshots("one-name", ["same", "same"]);
-    let refused = taken
-        .iter()
-        .filter(|taken| matches!(taken, Err(Error::SnapshotExists { .. })));
-    assert_eq!(refused.count(), 1, "{taken:?}");
-}
-
-/// Syncs two heads after a killed service has left writes behind, the second one while these are being made durable; whether the second came back before
-/// that was over.
-fn two_syncs(test: &str, errno: Option<i32>) -> (bool, [FsResult<()>; 2]) {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cost-{test}-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&dir);
-    Store::create(&dir, Disk::new()).expect("make a store");
-    let names: [BranchName; 2] = ["one", "two"].map(|name| name.parse().expect("a name"));
-    let store = Store::open(&dir, Disk::new()).expect("opened");
-    for name in &names {
-        store.create_branch(name, &Start::Empty, (0, 0), NOW).expect("made");
-    }
-    drop(store);
-    let stall = Stall::new(Call::SyncAll, errno);
-    let store = Store::open(&dir, Disk::new().with_hook(stall.clone())).expect("opened");
-    let heads = names.map(|name| store.timeline(&name).expect("loaded"));
-    let synced = std::thread::scope(|scope| {
-        let first = scope.spawn(|| heads[0].fsync(Ino::ROOT));
-        stall.wait_for(&Stalled::Now);
-        let second = scope.spawn(|| heads[1].fsync(Ino::ROOT));
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        let early = second.is_finished();
-        stall.reach(Stalled::Over);
-        (early, [first, second].map(|synced| synced.join().expect("no panic")))
-    });
-    drop((heads, store));
-    std::fs::remove_dir_all(&dir).expect("removed");
-    synced
-}
-
-#[test]
-fn a_sync_waits_for_the_one_that_makes_durable_what_a_killed_service_has_written() {
-    let (early, synced) = two_syncs("settle-together", None);
-    assert!(!early);
-    assert_eq!(synced, [Ok(()), Ok(())]);
-}
-
-#[test]
-fn a_sync_that_waited_for_one_that_heard_of_a_loss_fails_too() {
-    let (_, synced) = two_syncs("settle-lost", Some(libc::EIO));
-    assert_eq!(synced, [Err(Errno::EIO), Err(Errno::EIO)]);
 }

@@ -187,6 +187,35 @@ impl World {
         self.snapshots.insert(name, seen(timeline.view()));
     }
 
+    fn snapshot_as(&mut self, branch: &BranchName, timeline: &Timeline, tag: &str) -> SnapshotName {
+        let name: SnapshotName = format!("{branch}@{tag}").parse().expect("a name");
+        let (store, now) = (self.store(), self.now());
+        store.create_snapshot(&name, Keep::default(), now).expect("taken");
+        self.snapshots.insert(name.clone(), seen(timeline.view()));
+        name
+    }
+
+    fn upkeep(&self) -> Result<()> {
+        while self.store().tend(&Tending::default(), &mut |_| true)? {}
+        Ok(())
+    }
+
+    /// Changes a bit of a block in a layer, or changes it back. The oldest layer is the first.
+    fn flip(&self, layer: usize, file: Ino, block: u64) {
+        let layers = std::fs::read_dir(self.scratch.dir.join("layers")).expect("layers");
+        let mut layers: Vec<_> = layers.flatten().map(|layer| layer.path()).collect();
+        layers.sort();
+        let path = layers[layer].join(file.to_string());
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .expect("open");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, block * 4096).expect("read");
+        file.write_all_at(&[byte[0] ^ 4], block * 4096).expect("written");
+    }
+
     fn fork(&mut self) {
         if let Some(name) = self.a_snapshot() {
             self.add_branch(&Start::Snapshot(name));
@@ -391,17 +420,8 @@ fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
     for (tag, blocks) in [("one", 400), ("two", 300), ("three", 1)] {
         let now = world.now();
         world.write(&timeline, file, 0, blocks * 4096, now);
-        let name: SnapshotName = format!("{branch}@{tag}").parse().expect("a name");
-        world
-            .store()
-            .create_snapshot(&name, Keep::default(), now)
-            .expect("taken");
-        world.snapshots.insert(name, seen(timeline.view()));
+        world.snapshot_as(&branch, &timeline, tag);
     }
-    let upkeep = |world: &World| -> Result<()> {
-        while world.store().tend(&Tending::default(), &mut |_| true)? {}
-        Ok(())
-    };
     let found = |world: &World| {
         let checks = Checks {
             blocks_from: Some(LayerId(0)),
@@ -413,25 +433,8 @@ fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
             .filter(|finding| finding.severity == Severity::Damage);
         damage.map(|finding| finding.what).collect::<Vec<_>>()
     };
-    upkeep(&world).expect("upkeep");
-    let flip = |world: &World| {
-        let layers = std::fs::read_dir(world.scratch.dir.join("layers"))
-            .expect("layers")
-            .flatten();
-        let first = layers
-            .map(|layer| layer.path())
-            .min()
-            .expect("a layer")
-            .join(file.to_string());
-        let file = std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open(first)
-            .expect("open");
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, 350 * 4096).expect("read");
-        file.write_all_at(&[byte[0] ^ 4], 350 * 4096).expect("written");
-    };
+    world.upkeep().expect("upkeep");
+    let flip = |world: &World| world.flip(0, file, 350);
     flip(&world);
     let told = vec![format!(
         "file: block 350 is not what was sealed; part of {branch}, {branch}@one, {branch}@three, {branch}@two"
@@ -440,7 +443,7 @@ fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
     let one: SnapshotName = format!("{branch}@one").parse().expect("a name");
     world.store().destroy_snapshot(&one).expect("destroyed");
     world.snapshots.remove(&one);
-    upkeep(&world).expect_err("damage");
+    world.upkeep().expect_err("damage");
     assert!(
         world
             .store()
@@ -448,17 +451,58 @@ fn damage_stops_a_merge_and_is_told_for_as_long_as_it_is_there() {
             .expect("told")
             .contains("not what was sealed")
     );
-    upkeep(&world).expect("upkeep");
+    world.upkeep().expect("upkeep");
     let told = vec![told[0].replace(&format!(" {one},"), "")];
     assert_eq!(found(&world), told);
     drop(timeline);
     world.reopen();
-    upkeep(&world).expect_err("damage");
-    upkeep(&world).expect("upkeep");
+    world.upkeep().expect_err("damage");
+    world.upkeep().expect("upkeep");
     assert_eq!(found(&world), told);
     flip(&world);
     world.reopen();
-    upkeep(&world).expect("upkeep");
+    world.upkeep().expect("upkeep");
     assert_eq!(found(&world), Vec::<String>::new());
     world.compare();
+}
+
+/// A layer that is half merged into the one on it shares files with that: nothing is merged into these.
+#[test]
+fn what_damage_has_left_half_merged_is_not_merged_with_what_is_below() {
+    let mut world = World::new("half-merged");
+    let (branch, timeline) = world.a_branch();
+    let now = world.now();
+    let [first, second] = ["first", "second"].map(|name| store::file(&timeline, name, now));
+    let write = |world: &mut World, tag: &str, ranges: &[(Ino, std::ops::Range<u64>)]| {
+        for (file, blocks) in ranges {
+            let now = world.now();
+            world.write(
+                &timeline,
+                *file,
+                blocks.start * 4096,
+                (blocks.end - blocks.start) * 4096,
+                now,
+            );
+        }
+        world.snapshot_as(&branch, &timeline, tag)
+    };
+    let below = write(&mut world, "below", &[(first, 0..6)]);
+    let older = write(&mut world, "older", &[(first, 0..4), (second, 0..400)]);
+    let newer = write(&mut world, "newer", &[(first, 4..9), (second, 0..300)]);
+    drop(timeline);
+    world.upkeep().expect("upkeep");
+    world.flip(1, second, 350);
+    world.store().destroy_snapshot(&older).expect("destroyed");
+    world.upkeep().expect_err("damage");
+    world.store().destroy_snapshot(&below).expect("destroyed");
+    world.upkeep().expect("upkeep");
+    world.flip(1, second, 350);
+    for gone in [older, below] {
+        world.snapshots.remove(&gone);
+    }
+    world.reopen();
+    world.compare();
+    world.upkeep().expect("upkeep");
+    world.compare();
+    assert!(world.snapshots.contains_key(&newer));
 }

@@ -72,7 +72,6 @@ impl Service {
         self.add_branch_to(&storage, name, start, Bond::Tied, owner_of_new())
     }
 
-    /// Names are the same in all storages, so none may have it.
     pub(super) fn add_branch_to(
         &self,
         storage: &StorageName,
@@ -81,6 +80,14 @@ impl Service {
         bond: Bond,
         owner: Owner,
     ) -> Result<()> {
+        let store = self.check_free(storage, name)?;
+        let made = store.create_bound_branch(name, start, bond, owner.ids(), now())?;
+        tracing::info!(from = made.parent, "branch {name} made in the storage {storage}");
+        Ok(())
+    }
+
+    /// The storage, where a branch can have that name: names are the same in all storages, so none may have it.
+    pub(super) fn check_free(&self, storage: &StorageName, name: &BranchName) -> Result<Arc<Store>> {
         if self.storages.store_of(name).is_ok() {
             let name = name.to_string();
             return Err(pageserver::Error::BranchExists { name }.into());
@@ -92,10 +99,7 @@ impl Service {
                     .hint("bring its disk back, or take another name"),
             );
         }
-        let store = self.storages.named(storage)?;
-        let made = store.create_bound_branch(name, start, bond, owner.ids(), now())?;
-        tracing::info!(from = made.parent, "branch {name} made in the storage {storage}");
-        Ok(())
+        self.storages.named(storage)
     }
 
     /// Why the branch would not be destroyed now, if so.

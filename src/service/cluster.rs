@@ -17,6 +17,7 @@ use super::memory::Unfinished;
 use super::mounts::log_failure;
 use super::snapshots::Hidden;
 use crate::api::branches::NewCluster;
+use crate::api::storages::StorageName;
 use crate::error::{Error, Result};
 use crate::postgres::{Owner, cluster, programs};
 
@@ -26,13 +27,12 @@ const TEMPLATE: &str = "/tmp/zenith-initdb-XXXXXX";
 impl Service {
     /// To be called with the branch's lock.
     pub(super) fn make_cluster(self: &Arc<Self>, branch: &BranchName, new: &NewCluster) -> Result<()> {
-        if self.storages.store_of(branch).is_ok() {
-            let name = branch.to_string();
-            return Err(pageserver::Error::BranchExists { name }.into());
-        }
+        let storage = StorageName::local();
+        self.check_free(&storage, branch)?;
         let dir = mkdtemp(TEMPLATE).map_err(Error::io("make a directory in /tmp"))?;
         let unfinished = Unfinished {
             branch: branch.clone(),
+            storage,
             dir,
             made_dir: true,
         };
@@ -73,12 +73,19 @@ impl Service {
 
     /// Takes away an unfinished data directory's mount, branch and directory, as far as they are there.
     pub(super) fn discard(&self, unfinished: &Unfinished) -> Result<()> {
-        let Unfinished { branch, dir, made_dir } = unfinished;
+        let Unfinished {
+            branch,
+            storage,
+            dir,
+            made_dir,
+        } = unfinished;
         match self.table.head_of(branch) {
             Some(dir) => self.unmount(&dir)?,
             None => clear(dir)?,
         }
-        if let Ok(store) = self.storages.store_of(branch) {
+        if let Ok(store) = self.storages.named(storage)
+            && store.branch(branch).is_ok()
+        {
             store.destroy_branch(branch)?;
         }
         self.table.forget_branch(branch)?;

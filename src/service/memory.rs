@@ -2,7 +2,7 @@
 //!
 //! A change is published whole: a new file is written and synced, renamed over the old one, and the directory
 //! synced. So a crash leaves the old or the new state, and what was reported done is there after a power cut. Only then
-//! does the change show in memory.
+//! does the change show in memory. One that is reported failed is taken back from the disk, too: the next service would find it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -19,6 +19,7 @@ use crate::api::storages::{Options, StorageName};
 use crate::error::{Error, Result};
 use crate::name::ViewName;
 use crate::postgres::server::StopMode;
+use crate::service::mounts::log_failure;
 
 #[derive(Clone, Default, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
@@ -43,6 +44,9 @@ pub struct Place {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unfinished {
     pub branch: BranchName,
+    /// Only there it goes: another storage that is attached meanwhile can have a branch of that name.
+    #[serde(default = "StorageName::local")]
+    pub storage: StorageName,
     /// Where it is mounted meanwhile.
     pub dir: PathBuf,
     /// The directory was made for it, and goes with it.
@@ -99,10 +103,18 @@ impl Memory {
         let mut now = self.get();
         let mut next = now.clone();
         edit(&mut next);
-        if next != *now {
-            next.save(&self.file)?;
-            *now = next;
+        if next == *now {
+            return Ok(());
         }
+        let dir = self.file.parent().unwrap_or(Path::new("/"));
+        // Before anything changes: there may be no descriptor left.
+        let opened = File::open(dir).map_err(Error::path("open", dir))?;
+        next.put(&self.file)?;
+        if let Err(error) = opened.sync_all() {
+            log_failure("take a change back that may not last", now.put(&self.file));
+            return Err(Error::path("sync", dir)(error));
+        }
+        *now = next;
         Ok(())
     }
 }
@@ -120,9 +132,10 @@ impl Remembered {
         })
     }
 
-    fn save(&self, path: &Path) -> Result<()> {
+    /// In place of what stands there, which a power cut can bring back until the directory is synced.
+    fn put(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).map_err(|error| Error::failure(error.to_string()))?;
-        publish(path, with_checksum(&text).as_bytes()).map_err(Error::path("write", path))
+        replace(path, with_checksum(&text).as_bytes()).map_err(Error::path("write", path))
     }
 }
 
@@ -147,13 +160,12 @@ fn parse(text: &[u8]) -> std::result::Result<Remembered, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
-fn publish(path: &Path, text: &[u8]) -> io::Result<()> {
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = File::create(&new)?;
     file.write_all(text)?;
     file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    fs::rename(&new, path)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -217,17 +218,39 @@ fn a_signal_stops_the_service_unless_a_mount_is_in_use_and_a_second_one_does_so_
     until("it has stopped", || !sandbox.store().join("service.pid").exists());
 }
 
+fn has_no_mounts(sandbox: &Sandbox) -> bool {
+    let status = sandbox.json(&["status"]);
+    status["mounts"].as_array().is_some_and(Vec::is_empty)
+}
+
 #[test]
 fn a_mount_that_somebody_else_unmounts_is_forgotten() {
     let sandbox = Sandbox::new("external");
     sandbox.ok(&["mount", "main", "m", "--create"]);
-    nix::mount::umount(&sandbox.path("m")).expect("unmounted");
-    until("it is forgotten", || {
-        sandbox.json(&["status"])["mounts"]
-            .as_array()
-            .is_some_and(Vec::is_empty)
-    });
+    umount(&sandbox.path("m")).expect("unmounted");
+    until("it is forgotten", || has_no_mounts(&sandbox));
     sandbox.ok(&["mount", "main", "m"]);
+}
+
+#[test]
+fn a_mount_that_somebody_else_covers_or_detaches_stays_until_that_is_over() {
+    let sandbox = Sandbox::new("covered");
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    let dir = sandbox.path("m");
+    let nothing = None::<&str>;
+    mount(nothing, &dir, Some("tmpfs"), MsFlags::empty(), nothing).expect("mounted over it");
+    sandbox.refused(4, &["umount", "m"], "has been mounted over", "`umount ");
+    umount2(&dir, MntFlags::empty()).expect("taken away");
+    let held = File::create(dir.join("held")).expect("a file in the mount");
+    umount2(&dir, MntFlags::MNT_DETACH).expect("detached");
+    sandbox.refused(
+        4,
+        &["umount", "m"],
+        "unmounted by somebody else while it was in use",
+        "end what still uses it",
+    );
+    drop(held);
+    until("it is forgotten", || has_no_mounts(&sandbox));
 }
 
 #[test]

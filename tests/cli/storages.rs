@@ -85,3 +85,26 @@ fn a_missing_disk_gives_no_name_away_and_can_be_let_go_of() {
     attach(&sandbox, "slow", &[]);
     assert_eq!(sandbox.json(&["branch", "show", "plain"])["storage"], "slow");
 }
+
+/// What a killed service has begun goes; a branch of that name in a storage that has come since does not.
+#[test]
+fn what_is_unfinished_is_undone_only_in_the_storage_where_it_was_begun() {
+    let sandbox = Sandbox::new("unfinished-elsewhere");
+    attach(&sandbox, "fast", &[]);
+    sandbox.ok(&["branch", "shop", "--empty", "--storage", "fast"]);
+    sandbox.ok(&["stop"]);
+    let state = sandbox.store().join("state.json");
+    let text = fs::read_to_string(&state).expect("readable");
+    let mut remembered: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let fields = remembered.as_object_mut().expect("fields");
+    fields.remove("crc32c").expect("a checksum");
+    let begun =
+        serde_json::json!({"branch": "shop", "storage": "local", "dir": sandbox.path("begun"), "made_dir": true});
+    fields["unfinished"] = serde_json::json!([begun]);
+    fs::write(&state, remembered.to_string()).expect("written");
+    sandbox.ok(&["start"]);
+    let shown = sandbox.json(&["branch"]);
+    assert!(shown.to_string().contains("\"shop\""), "{shown}");
+    let text = fs::read_to_string(&state).expect("readable");
+    assert!(!text.contains("begun"), "{text}");
+}

@@ -14,18 +14,18 @@ use crate::db::Db;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::namespace::codec;
-use crate::store::{DB_DIR, LOST_DIR, Store};
+use crate::store::{DB_DIR, LOST_DIR, Store, number_of_name};
 use crate::types::LayerId;
 
 impl Store {
-    /// Repairs what can be on an open store. Heads in use were left out by the check.
-    pub(super) fn repair(&self, findings: &mut [Finding]) -> Result<()> {
+    /// Repairs what can be on an open store. Heads in use were left out by the check, which began when so many had been loaded.
+    pub(super) fn repair(&self, findings: &mut [Finding], loaded: u64) -> Result<()> {
         let _changing = self.changing();
         let mut catalog = self.catalog();
         for finding in findings {
             finding.repaired = match &finding.repair {
-                Some(Repair::Change(layer, _)) if self.is_loaded(&catalog, *layer) => false,
                 Some(Repair::CutLog) | None => false,
+                Some(repair) if !self.still_fits(&catalog, repair, loaded) => false,
                 Some(repair) => {
                     do_one(self.dir(), &self.shared.disk, &self.shared.db, &mut catalog, repair)?;
                     true
@@ -35,9 +35,21 @@ impl Store {
         self.sync_db()
     }
 
-    fn is_loaded(&self, catalog: &Catalog, layer: LayerId) -> bool {
-        let mut heads = catalog.timelines().filter(|(_, record)| record.head == layer);
-        heads.any(|(id, _)| self.is_open(id))
+    /// Whether what was found, which can be hours ago, can't have become something else.
+    fn still_fits(&self, catalog: &Catalog, repair: &Repair, loaded: u64) -> bool {
+        let is_used = |layer| catalog.plain_bodies().any(|body| body == layer);
+        let was_loaded = || self.loaded() != loaded;
+        let layer_of = |path: &Path| path.file_name().and_then(number_of_name).map(LayerId);
+        match repair {
+            Repair::Change(..) => !was_loaded(),
+            Repair::DropRecords(layer) => catalog.layer(*layer).is_err(),
+            Repair::PutAside(path) | Repair::Remove(path) => match (layer_of(path), path.parent().and_then(layer_of)) {
+                (_, Some(layer)) => !(is_used(layer) && was_loaded()),
+                (Some(layer), None) => !is_used(layer),
+                (None, None) => true,
+            },
+            Repair::CutLog | Repair::DropSnapshot(..) | Repair::DropImage(_) => true,
+        }
     }
 }
 

@@ -1,11 +1,20 @@
 //! Calls that differ between platforms or concern a filesystem as a whole, and which filesystems are fit. Platform code.
 
 use std::ffi::CStr;
+#[cfg(target_os = "macos")]
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+#[cfg(target_os = "macos")]
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+#[cfg(target_os = "macos")]
+use nix::errno::Errno;
+#[cfg(target_os = "linux")]
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::types::Space;
 
@@ -37,6 +46,21 @@ pub fn set_xattr(file: &File, name: &CStr, value: &[u8]) -> io::Result<()> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
+    Ok(())
+}
+
+/// Renames to a name that nothing has.
+#[cfg(target_os = "linux")]
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE)?)
+}
+
+/// Renames to a name that nothing has.
+#[cfg(target_os = "macos")]
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let [from, to] = [from, to].map(|path| CString::new(path.as_os_str().as_bytes()));
+    // SAFETY: both paths are NUL-terminated.
+    Errno::result(unsafe { libc::renamex_np(from?.as_ptr(), to?.as_ptr(), libc::RENAME_EXCL) })?;
     Ok(())
 }
 

@@ -199,7 +199,7 @@ impl Service {
     ) -> Result<()> {
         self.refuse_port(plan.port)?;
         let (programs, unfinished) = self.make_unfinished(plan, job, fill)?;
-        self.remember(plan, &programs, &unfinished)
+        self.remember(plan, &programs, Some(&unfinished))
             .inspect_err(|_| log_failure("discard an unfinished pg", self.discard(&unfinished)))?;
         tracing::info!("pg {} made", plan.name);
         Ok(())
@@ -214,9 +214,12 @@ impl Service {
     ) -> Result<(Programs, Unfinished)> {
         self.check_outside(&plan.dir)?;
         server::check_path(&plan.dir)?;
+        // One that is there is nobody's to undo.
+        self.check_free(&plan.storage, &plan.name)?;
         let made_dir = make_dir(&plan.dir)?;
         let unfinished = Unfinished {
             branch: plan.name.clone(),
+            storage: plan.storage.clone(),
             dir: plan.dir.clone(),
             made_dir,
         };
@@ -236,7 +239,7 @@ impl Service {
     }
 
     /// From now on the pg is there for good.
-    fn remember(&self, plan: &Plan, programs: &Programs, unfinished: &Unfinished) -> Result<()> {
+    fn remember(&self, plan: &Plan, programs: &Programs, finished: Option<&Unfinished>) -> Result<()> {
         let owner = Owner::of_dir(&plan.dir)?;
         let held = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let record = PgRecord {
@@ -251,7 +254,7 @@ impl Service {
             created: Timestamp::now(),
         };
         self.memory.change(|memory| {
-            memory.unfinished.retain(|other| other != unfinished);
+            memory.unfinished.retain(|unfinished| Some(unfinished) != finished);
             memory.pgs.insert(plan.name.clone(), record);
         })
     }
@@ -277,7 +280,7 @@ impl Service {
         cluster::configure(&dir, &new.settings)?;
         let plan = Plan {
             name: name.clone(),
-            dir: dir.clone(),
+            dir,
             start: Start::Empty,
             bond: Bond::Independent,
             storage,
@@ -285,12 +288,7 @@ impl Service {
             port: new.port,
             follows: None,
         };
-        let nothing = Unfinished {
-            branch: name.clone(),
-            dir,
-            made_dir: false,
-        };
-        self.remember(&plan, &programs, &nothing)
+        self.remember(&plan, &programs, None)
     }
 
     /// The programs for the cluster in a data directory.

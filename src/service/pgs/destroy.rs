@@ -10,7 +10,7 @@ use super::Service;
 use crate::error::Result;
 use crate::postgres::server::StopMode;
 use crate::service::jobs::Job;
-use crate::service::memory::Unfinished;
+use crate::service::memory::{PgRecord, Unfinished};
 use crate::service::mounts::log_failure;
 
 impl Service {
@@ -29,7 +29,7 @@ impl Service {
             self.check_branch_let_go(name)?;
             let ran = self.stop_pg(name, StopMode::Fast, job)?;
             job.step(format!("destroy {name}"));
-            let gone = self.let_go_of(name).inspect_err(|_| {
+            let gone = self.let_go_of(name, &record).inspect_err(|_| {
                 if ran {
                     log_failure("start the server again", self.start_pg(name, job));
                 }
@@ -51,17 +51,18 @@ impl Service {
     }
 
     /// What is in use makes it fail before anything is gone.
-    fn let_go_of(self: &Arc<Self>, name: &BranchName) -> Result<()> {
+    fn let_go_of(self: &Arc<Self>, name: &BranchName, record: &PgRecord) -> Result<()> {
         let dir = match self.table.head_of(name) {
             Some(dir) => {
                 self.unmount_patiently(&dir)?;
                 self.table.settle(&dir, Err("its pg is being destroyed".into()));
                 dir
             }
-            None => self.pg_record(name)?.dir,
+            None => record.dir.clone(),
         };
         let unfinished = Unfinished {
             branch: name.clone(),
+            storage: record.storage.clone(),
             dir: dir.clone(),
             made_dir: true,
         };

@@ -333,7 +333,7 @@ fn a_kill_at_any_point_leaves_the_old_or_the_new_state_and_nothing_else() {
     assert_eq!(named, NAMED_POINTS.into(), "every named point is killed at");
 }
 
-const NAMED_POINTS: [&str; 28] = [
+const NAMED_POINTS: [&str; 29] = [
     "branch: committed",
     "branch: head made",
     "branch: synced",
@@ -343,6 +343,7 @@ const NAMED_POINTS: [&str; 28] = [
     "destroy: committed",
     "flatten: file copied",
     "flatten: marked",
+    "fold: collected",
     "head: layer made",
     "image: made",
     "merge: about to remove",

@@ -4,7 +4,7 @@
 //! socket may do everything, so it is the owner's alone.
 
 use std::fmt::Display;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -339,13 +339,22 @@ impl Client {
         loop {
             let mut whole = Vec::new();
             let mut keep = |part: &[u8]| whole.extend_from_slice(part);
-            match (self.exchange_once(asked, &mut keep), &self.start) {
+            let answer = self.exchange_once(asked, &mut keep);
+            if let Err(error) = &answer
+                && error.kind == Kind::NoService
+                && let Some(other) = store_dir::holder(&self.store)
+            {
+                return Err(is_a_storage(&self.store, &other));
+            }
+            match (answer, &self.start) {
                 (Err(error), Some(start)) if error.kind == Kind::NoService && Instant::now() < deadline => {
                     start(&self.store)?;
                 }
                 // The next service is about to answer, or this one to end.
                 (Err(error), None)
-                    if error.kind == Kind::NoService && is_held(&self.store) && Instant::now() < deadline =>
+                    if error.kind == Kind::NoService
+                        && store_dir::is_held(&self.store)
+                        && Instant::now() < deadline =>
                 {
                     thread::sleep(PAUSE);
                 }
@@ -411,12 +420,6 @@ impl Client {
         ))
         .hint(format!("look into {}", self.store.join(store_dir::LOG).display()))
     }
-}
-
-/// Whether somebody has the store, a service or the keeper of one.
-fn is_held(store: &Path) -> bool {
-    let lock = File::open(store.join(store_dir::LOCK));
-    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// A request as it is sent, perhaps more than once.
@@ -542,6 +545,13 @@ fn nobody_listens(error: &io::Error) -> bool {
 
 fn encoded(part: impl Display) -> String {
     utf8_percent_encode(&part.to_string(), NON_ALPHANUMERIC).to_string()
+}
+
+fn is_a_storage(store: &Path, of: &Path) -> Error {
+    let (store, of) = (store.display(), of.display());
+    Error::refused(format!("{store} is a storage of the store {of}")).hint(format!(
+        "`zenith --store {of} storage list` shows it, as all commands with that store do"
+    ))
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
@@ -22,7 +24,7 @@ pub const SOCKET: &str = "zenith.sock";
 /// What makes a directory a store.
 const FORMAT: &str = "format";
 
-/// Locked by whoever has the store.
+/// Locked by whoever has the store; holds the directory of the store whose service that is.
 pub const LOCK: &str = "lock";
 
 /// What the service logs when it isn't in the foreground.
@@ -39,6 +41,28 @@ pub const TOKEN: &str = "api.token";
 
 /// The logs of the pgs' servers.
 pub const PG_LOGS: &str = "pgs";
+
+/// Writes down the store whose service has this one, unless it stands there.
+pub fn note_holder(store: &Path, of: &Path) -> io::Result<()> {
+    let (lock, of) = (store.join(LOCK), of.as_os_str().as_bytes());
+    match fs::read(&lock)? == of {
+        true => Ok(()),
+        false => fs::write(&lock, of),
+    }
+}
+
+/// The other store whose service has this one as a storage.
+pub fn holder(store: &Path) -> Option<PathBuf> {
+    let of = PathBuf::from(OsString::from_vec(fs::read(store.join(LOCK)).ok()?));
+    // It may be what it was called before it was moved.
+    (of != store && is_held(store) && is_held(&of)).then_some(of)
+}
+
+/// Whether somebody has the store, a service or the keeper of one.
+pub fn is_held(store: &Path) -> bool {
+    let lock = File::open(store.join(LOCK));
+    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
 
 /// Whether there is a store, as far as can be seen.
 pub fn is_store(dir: &Path) -> bool {

@@ -31,6 +31,9 @@ const WORKERS: usize = 2;
 /// Most operations at a time; more wait.
 const OPERATIONS_MAX: usize = 64;
 
+/// With fewer open files it could run out of them and no command reach it any more.
+const OPEN_FILES_MIN: u64 = 256;
+
 /// Brings the service up; the error is what a starter is told.
 pub fn start(dir: &Path, listen: Option<&str>) -> std::result::Result<Running, Down> {
     let failed = |error: Error| Down::Failed(error.into());
@@ -81,9 +84,15 @@ fn settle() -> Result<()> {
     std::env::set_current_dir("/").map_err(Error::io("leave the current directory"))?;
     let raise = || {
         let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        setrlimit(Resource::RLIMIT_NOFILE, most, most)
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most)
     };
-    raise().map_err(Error::io("raise the number of open files"))
+    match raise().map_err(Error::io("raise the number of open files"))? {
+        most if most < OPEN_FILES_MIN => Err(Error::refused(format!(
+            "a service may have only {most} files open here, and needs {OPEN_FILES_MIN} at least"
+        ))
+        .hint("`ulimit -n` shows and sets the limit, in a systemd unit LimitNOFILE=")),
+        _ => Ok(()),
+    }
 }
 
 /// Half of the descriptors that the process may have is for files of the store.

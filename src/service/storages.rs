@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 use pageserver::{BranchName, Disk, Store, known_names};
 
 use super::memory::{Memory, StorageRecord};
+use super::mounts::log_failure;
 use super::parent::{Inherited, Parent};
 use super::startup::backing_files_max;
 use crate::api::storages::{NewStorage, Options, Storage, StorageName};
 use crate::error::{Error, Result};
+use crate::store_dir;
 
 /// How long those who work on a storage may take to let go of it, and how often to look.
 const LEAVING: Duration = Duration::from_secs(10);
@@ -70,7 +72,12 @@ impl Storages {
     /// From here on nobody else gets the store before this service and those after it have ended.
     fn keep_lock(&self, name: &StorageName, store: &Store) -> Result<()> {
         let kept = self.parent.keep_lock(name, store.lock());
-        kept.map_err(Error::io("have the store's lock kept"))
+        kept.map_err(Error::io("have the store's lock kept"))?;
+        log_failure(
+            "note whose storage it is",
+            store_dir::note_holder(store.dir(), self.local.dir()),
+        );
+        Ok(())
     }
 
     pub fn local(&self) -> &Arc<Store> {

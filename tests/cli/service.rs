@@ -14,7 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::sandbox::{Sandbox, sync, text, until};
+use crate::sandbox::{Sandbox, assert_refused, sync, text, until};
 
 #[test]
 fn mounts_come_back_with_the_service_until_they_are_unmounted() {
@@ -154,6 +154,21 @@ fn a_service_whose_store_is_deleted_ends() {
     until("it has ended", || kill(pid, None).is_err());
     assert!(sandbox.mount_points().is_empty());
     drop(open);
+}
+
+#[test]
+fn a_service_that_would_run_out_of_open_files_does_not_start() {
+    let sandbox = Sandbox::new("few-files");
+    let started = sandbox
+        .shell("ulimit -n 200; exec \"$0\" start")
+        .output()
+        .expect("it runs");
+    assert_refused(&started, 4, "only 200 files open", "ulimit -n");
+    let started = sandbox
+        .shell("ulimit -n 256; exec \"$0\" start")
+        .output()
+        .expect("it runs");
+    assert!(started.status.success(), "{started:?}");
 }
 
 #[test]

@@ -86,6 +86,21 @@ fn a_missing_disk_gives_no_name_away_and_can_be_let_go_of() {
     assert_eq!(sandbox.json(&["branch", "show", "plain"])["storage"], "slow");
 }
 
+#[test]
+fn a_storage_is_told_from_a_store_that_no_service_runs_for() {
+    let sandbox = Sandbox::new("not-a-store");
+    attach(&sandbox, "fast", &[]);
+    let disk = sandbox.path("disk");
+    let disk = disk.to_str().expect("UTF-8");
+    for command in ["status", "branch"] {
+        let arguments = ["--store", disk, command];
+        sandbox.refused(4, &arguments, "is a storage of the store", "storage list");
+    }
+    sandbox.ok(&["storage", "detach", "fast", "--yes"]);
+    sandbox.ok(&["--store", disk, "branch"]);
+    sandbox.ok(&["--store", disk, "stop"]);
+}
+
 /// What a killed service has begun goes; a branch of that name in a storage that has come since does not.
 #[test]
 fn what_is_unfinished_is_undone_only_in_the_storage_where_it_was_begun() {

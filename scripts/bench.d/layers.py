@@ -216,11 +216,14 @@ def depth_costs(claim, side, size, answer):
 
 
 def company_costs(claim, side, size, answer):
-    """A cluster while many other views are mounted, which do nothing, against itself alone."""
+    """A cluster while many other views are mounted, which do nothing, against itself alone. A snapshot has been taken just before either: each
+    block is written for the first time after it."""
     plain = Plain(side.options, f"{claim}-plain")
     plain.fill(size.claim_scale["1GiB"])
     views = [side.home / f"idle-{number}" for number in range(IDLE_VIEWS)]
     with plain.cluster.running(), side.cluster.running():
+        side.snapshot("alone")
+        wait_for_upkeep(side)
         before = speeds(plain, side, size)
         alone = resident_bytes(side.service_pid())
         side.snapshot("start")

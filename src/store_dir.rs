@@ -51,11 +51,16 @@ pub fn note_holder(store: &Path, of: &Path) -> io::Result<()> {
     }
 }
 
-/// The other store whose service has this one as a storage.
+/// The other store whose service has this one as a storage. What stands in the lock alone does not say so: a copy of a store has the same.
 pub fn holder(store: &Path) -> Option<PathBuf> {
     let of = PathBuf::from(OsString::from_vec(fs::read(store.join(LOCK)).ok()?));
-    // It may be what it was called before it was moved.
-    (of != store && is_held(store) && is_held(&of)).then_some(of)
+    let state: serde_json::Value = serde_json::from_slice(&fs::read(of.join(STATE)).ok()?).ok()?;
+    let mut paths = state["storages"]
+        .as_object()?
+        .values()
+        .filter_map(|storage| storage["path"].as_str());
+    let is_this = |path| fs::canonicalize(path).is_ok_and(|path| path == store);
+    (paths.any(is_this) && is_held(store) && is_held(&of)).then_some(of)
 }
 
 /// Whether somebody has the store, a service or the keeper of one.
@@ -117,4 +122,31 @@ fn nearest() -> Result<PathBuf> {
 
 fn can_be_store(dir: &Path) -> bool {
     dir.is_dir() && statfs(dir).is_ok_and(|fs| fs.filesystem_type() != FUSE_SUPER_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_storage_is_told_from_a_copy_of_a_store() {
+        let dir = env::temp_dir().join(format!("zenith-holder-{}", std::process::id()));
+        let stores = ["main", "storage", "copy"].map(|name| dir.join(name));
+        let [main, storage, copy] = &stores;
+        let locks = stores.each_ref().map(|store| {
+            fs::create_dir_all(store).expect("made");
+            let lock = File::create(store.join(LOCK)).expect("made");
+            note_holder(store, main).expect("written");
+            lock
+        });
+        let state = serde_json::json!({"storages": {"fast": {"path": storage}}});
+        fs::write(main.join(STATE), state.to_string()).expect("written");
+        assert_eq!(holder(storage), None, "nobody has it");
+        for lock in &locks {
+            lock.lock().expect("locked");
+        }
+        assert_eq!(holder(storage).as_ref(), Some(main));
+        assert_eq!([holder(main), holder(copy)], [None, None]);
+        fs::remove_dir_all(&dir).expect("removed");
+    }
 }

@@ -104,6 +104,19 @@ impl Hook for Stall {
     }
 }
 
+/// Does something, and once more while the first is stalled; whether the second came back before that was over.
+fn one_beside_another<T: Send>(stall: &Stall, action: impl Fn(usize) -> T + Sync) -> (bool, [T; 2]) {
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| action(0));
+        stall.wait_for(&Stalled::Now);
+        let second = scope.spawn(|| action(1));
+        std::thread::sleep(MOMENT);
+        let early = second.is_finished();
+        stall.reach(Stalled::Over);
+        (early, [first, second].map(|done| done.join().expect("no panic")))
+    })
+}
+
 /// Takes two snapshots of one unsynced layer, the second while the first is being synced; whether the second came back
 /// before that was over.
 fn two_snapshots(test: &str, tags: [&str; 2]) -> (bool, [Result<SnapshotInfo>; 2]) {
@@ -111,15 +124,7 @@ fn two_snapshots(test: &str, tags: [&str; 2]) -> (bool, [Result<SnapshotInfo>; 2
     let stall = Stall::new(Place::Before(Call::SyncData), None);
     let (store, timeline) = a_branch(&scratch, Disk::new().with_hook(stall.clone()));
     written(&timeline, "a", 8192);
-    std::thread::scope(|scope| {
-        let first = scope.spawn(|| snapshot(&store, tags[0]));
-        stall.wait_for(&Stalled::Now);
-        let second = scope.spawn(|| snapshot(&store, tags[1]));
-        std::thread::sleep(MOMENT);
-        let early = second.is_finished();
-        stall.reach(Stalled::Over);
-        (early, [first, second].map(|taken| taken.join().expect("no panic")))
-    })
+    one_beside_another(&stall, |nth| snapshot(&store, tags[nth]))
 }
 
 #[test]
@@ -151,15 +156,7 @@ fn two_syncs(test: &str, errno: Option<i32>) -> (bool, [FsResult<()>; 2]) {
     let stall = Stall::new(Place::Before(Call::SyncAll), errno);
     let store = scratch.open(Disk::new().with_hook(stall.clone()));
     let heads = names.map(|name| store.timeline(&name).expect("loaded"));
-    std::thread::scope(|scope| {
-        let first = scope.spawn(|| heads[0].fsync(Ino::ROOT));
-        stall.wait_for(&Stalled::Now);
-        let second = scope.spawn(|| heads[1].fsync(Ino::ROOT));
-        std::thread::sleep(MOMENT);
-        let early = second.is_finished();
-        stall.reach(Stalled::Over);
-        (early, [first, second].map(|synced| synced.join().expect("no panic")))
-    })
+    one_beside_another(&stall, |nth| heads[nth].fsync(Ino::ROOT))
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl Store {
         let layer_of = |path: &Path| path.file_name().and_then(number_of_name).map(LayerId);
         match repair {
             Repair::Change(..) => !was_loaded(),
-            Repair::DropRecords(layer) => catalog.layer(*layer).is_err(),
+            Repair::DropRecords(layer) => !catalog.bodies().any(|(body, _)| body == *layer),
             Repair::PutAside(path) | Repair::Remove(path) => match (layer_of(path), path.parent().and_then(layer_of)) {
                 (_, Some(layer)) => !(is_used(layer) && was_loaded()),
                 (Some(layer), None) => !is_used(layer),

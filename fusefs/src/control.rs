@@ -29,7 +29,9 @@ pub const SNAPSHOTS_NAME: &str = "snapshot";
 pub trait Snapshots: Send + Sync {
     /// Oldest first.
     fn list(&self) -> Vec<SnapshotInfo>;
-    /// The tree of the snapshot with this layer.
+    /// The layer of one of them.
+    fn find(&self, tag: &Tag) -> Option<LayerId>;
+    /// The tree of the snapshot with this layer; [`Error::NoSnapshot`] when there is none.
     fn view(&self, layer: LayerId) -> Result<Arc<View>, Error>;
     fn take(&self, tag: &Tag, now: Time) -> Result<SnapshotInfo, Error>;
     fn destroy(&self, tag: &Tag) -> Result<(), Error>;
@@ -56,9 +58,9 @@ impl Control {
 
     /// The layer of the snapshot that the entry `name` stands for.
     pub fn find(&self, name: &OsStr) -> FsResult<LayerId> {
-        let snapshots = self.snapshots.list();
-        let found = snapshots.iter().find(|info| info.name.tag.as_str() == name);
-        found.map(|info| info.layer).ok_or(Errno::ENOENT)
+        parse(name)
+            .and_then(|tag| self.snapshots.find(&tag))
+            .ok_or(Errno::ENOENT)
     }
 
     /// The tree of a snapshot. ESTALE when there is none with this layer any more.
@@ -66,10 +68,10 @@ impl Control {
         if let Some(view) = self.views().get(&layer) {
             return Ok(view.clone());
         }
-        if !self.snapshots.list().iter().any(|info| info.layer == layer) {
-            return Err(Errno::ESTALE);
-        }
-        let view = self.snapshots.view(layer).map_err(|error| refuse("open", &error))?;
+        let view = match self.snapshots.view(layer) {
+            Err(Error::NoSnapshot { .. }) => return Err(Errno::ESTALE),
+            view => view.map_err(|error| refuse("open", &error))?,
+        };
         self.views().insert(layer, view.clone());
         Ok(view)
     }

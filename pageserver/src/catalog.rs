@@ -292,12 +292,20 @@ impl Catalog {
 
     pub fn snapshot(&self, name: &SnapshotName) -> Result<&SnapshotRecord> {
         let (id, _) = self.timeline(&name.branch)?;
-        self.snapshots
-            .get(&(id, name.tag.clone()))
-            .ok_or_else(|| Error::NoSnapshot {
-                name: name.to_string(),
-                known: self.tags(id).map(|tag| format!("{}@{tag}", name.branch)).collect(),
-            })
+        self.tagged(id, &name.tag).ok_or_else(|| Error::NoSnapshot {
+            name: name.to_string(),
+            known: self.tags(id).map(|tag| format!("{}@{tag}", name.branch)).collect(),
+        })
+    }
+
+    /// As [`Catalog::snapshot`], where it is no error that there is none.
+    pub fn find_snapshot(&self, name: &SnapshotName) -> Option<&SnapshotRecord> {
+        let (id, _) = self.timelines().find(|(_, record)| record.name == name.branch)?;
+        self.tagged(id, &name.tag)
+    }
+
+    fn tagged(&self, timeline: TimelineId, tag: &Tag) -> Option<&SnapshotRecord> {
+        self.snapshots.get(&(timeline, tag.clone()))
     }
 
     /// An origin as people name it. A branch that others come from can't be destroyed, so it has a name.

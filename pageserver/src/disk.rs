@@ -68,8 +68,16 @@ pub trait Hook: Send + Sync {
 #[derive(Clone)]
 pub struct Disk {
     hook: Option<Arc<dyn Hook>>,
-    open_files: Arc<AtomicUsize>,
+    open_files: Arc<OpenFiles>,
     open_files_max: usize,
+}
+
+/// How many backing files are open.
+#[derive(Default)]
+struct OpenFiles {
+    now: AtomicUsize,
+    /// How many more than there should be may be open before it is tried again to close some.
+    over: AtomicUsize,
 }
 
 /// Backing files kept open unless the caller allows for more: fits the usual limit of 1024 descriptors.
@@ -78,7 +86,7 @@ const OPEN_FILES_MAX: usize = 512;
 /// An open backing file; counted, so that the store can stay below its limit of descriptors.
 pub struct DiskFile {
     file: File,
-    open_files: Arc<AtomicUsize>,
+    open_files: Arc<OpenFiles>,
 }
 
 impl Default for Disk {
@@ -96,7 +104,7 @@ impl DiskFile {
 
 impl Drop for DiskFile {
     fn drop(&mut self) {
-        self.open_files.fetch_sub(1, Ordering::Relaxed);
+        self.open_files.now.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -143,7 +151,17 @@ impl Disk {
 
     /// Whether files that are not needed should be closed.
     pub fn has_too_many_open(&self) -> bool {
-        self.open_files.load(Ordering::Relaxed) > self.open_files_max
+        self.open_files.now.load(Ordering::Relaxed) > self.open_files_max + self.open_files.over.load(Ordering::Relaxed)
+    }
+
+    /// Notes that as many as could be were closed, so that it is not tried with every request.
+    pub fn has_closed(&self) {
+        let now = self.open_files.now.load(Ordering::Relaxed);
+        let over = match now.saturating_sub(self.open_files_max) {
+            0 => 0,
+            over => over + self.open_files_max / 8,
+        };
+        self.open_files.over.store(over, Ordering::Relaxed);
     }
 
     fn before(&self, call: Call) -> io::Result<()> {
@@ -161,7 +179,7 @@ impl Disk {
     }
 
     fn counted(&self, file: File) -> DiskFile {
-        self.open_files.fetch_add(1, Ordering::Relaxed);
+        self.open_files.now.fetch_add(1, Ordering::Relaxed);
         DiskFile {
             file,
             open_files: self.open_files.clone(),

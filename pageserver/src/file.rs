@@ -160,6 +160,18 @@ impl File {
         }
     }
 
+    /// Closes the backing files of sealed parts that were not used since the last call; `top` is the layer that may be a head. Those of a file that
+    /// somebody reads or writes just now stay.
+    pub fn close_idle(&self, top: LayerId) {
+        let Ok(mut content) = self.content.try_write() else {
+            return;
+        };
+        let sealed = content.parts.iter_mut().filter(|part| part.backing.layer() != top);
+        for part in sealed.filter(|part| part.backing.is_idle()) {
+            part.backing = part.backing.closed();
+        }
+    }
+
     /// Has the part of a body answer for blocks, by chunk, that parts below it did, and lets go of those that answer for none any more.
     pub fn adopt(&self, body: LayerId, blocks: &BTreeMap<u64, Vec<u64>>) {
         let mut content = self.content.write().unwrap_or_else(|e| e.into_inner());
@@ -197,6 +209,10 @@ impl Content {
             if mapped.parts.len() >= unseen_at {
                 mapped.drop_unseen();
                 unseen_at = (2 * mapped.parts.len()).clamp(unseen_at, PARTS_MAX);
+            }
+            // Only the newest may be a head's.
+            if let Some(below) = mapped.parts.last_mut().filter(|below| below.backing.is_spare()) {
+                below.backing = below.backing.closed();
             }
             mapped.put_on_top(part.clone())?;
         }

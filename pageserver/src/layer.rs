@@ -90,6 +90,8 @@ pub struct Backing {
     writable: bool,
     file: OnceLock<DiskFile>,
     is_scattered: AtomicBool,
+    /// Used since it was last looked for one to close.
+    recent: AtomicBool,
     data: SyncPoint,
     listed: AtomicBool,
 }
@@ -164,6 +166,7 @@ impl Layer {
             writable,
             file: OnceLock::new(),
             is_scattered: AtomicBool::new(false),
+            recent: AtomicBool::new(false),
             data: SyncPoint::default(),
             listed: AtomicBool::new(false),
         })
@@ -343,6 +346,9 @@ impl Backing {
     }
 
     pub fn file(&self) -> io::Result<&DiskFile> {
+        if !self.recent.load(Ordering::Relaxed) {
+            self.recent.store(true, Ordering::Relaxed);
+        }
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
@@ -352,6 +358,25 @@ impl Backing {
             file.expect_no_order();
         }
         Ok(file)
+    }
+
+    /// Whether it is open, was not used since the last call, and loses nothing when it is closed.
+    pub fn is_idle(&self) -> bool {
+        self.file.get().is_some() && !self.recent.swap(false, Ordering::Relaxed) && self.is_durable()
+    }
+
+    /// Whether it is open, there is too much open, and it loses nothing when it is closed.
+    pub fn is_spare(&self) -> bool {
+        self.file.get().is_some() && self.disk().has_too_many_open() && self.is_durable()
+    }
+
+    /// The same file of a sealed layer, to be opened when it is next needed.
+    pub fn closed(&self) -> Arc<Backing> {
+        let backing = self.layer.backing(self.ino, false);
+        backing
+            .is_scattered
+            .store(self.is_scattered.load(Ordering::Acquire), Ordering::Release);
+        backing
     }
 
     /// Tells that the file has blocks here and there, over another one's. Where the kernel reads ahead in the mount's file this one is asked

@@ -15,6 +15,9 @@ const NAME_LEN_MAX: usize = 63;
 /// How like a name must be to be taken for what was meant; 1 is the same.
 const NEAR: f64 = 0.8;
 
+/// Names that a hint lists.
+const SHOWN_MAX: usize = 10;
+
 /// The human name of a timeline.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -155,7 +158,12 @@ pub fn known_names(what: &str, name: &str, known: &[String]) -> String {
     if known.is_empty() {
         return format!("there are no {what} yet");
     }
-    let all = format!("the {what} are: {}", known.join(", "));
+    let shown = known.len().min(SHOWN_MAX);
+    let more = match known.len() - shown {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let all = format!("the {what} are: {}{more}", known[..shown].join(", "));
     match nearest(name, known) {
         Some(meant) => format!("did you mean {meant}? {all}"),
         None => all,
@@ -186,6 +194,8 @@ mod tests {
         assert_eq!(hint("main@befroe"), format!("did you mean main@before? {all}"));
         assert_eq!(hint("main@x"), all);
         assert_eq!(known_names("tags", "main@x", &[]), "there are no tags yet");
+        let many: Vec<String> = (0..12).map(|n| n.to_string()).collect();
+        assert!(known_names("tags", "x", &many).ends_with("8, 9 and 2 more"));
     }
 
     #[test]

@@ -114,6 +114,7 @@ impl Store {
     }
 
     fn tend_one(&self, tending: &Tending, pace: Pace) -> Result<bool> {
+        self.close_idle();
         if self.sum_next(pace)? {
             return Ok(true);
         }

@@ -55,6 +55,11 @@ impl Store {
         Ok(info(&name.branch, &name.tag, self.catalog().snapshot(name)?))
     }
 
+    /// The layer of a snapshot, if there is one of that name.
+    pub fn find_snapshot(&self, name: &SnapshotName) -> Option<LayerId> {
+        self.catalog().find_snapshot(name).map(|record| record.layer)
+    }
+
     /// A snapshot's tree, read-only.
     pub fn snapshot_view(&self, name: &SnapshotName) -> Result<Arc<View>> {
         let mut catalog = self.catalog();
@@ -315,9 +320,9 @@ fn refuse_tag(catalog: &Catalog, name: &SnapshotName) -> Result<()> {
         let name = name.tag.to_string();
         return Err(Error::ReservedName { name });
     }
-    match catalog.snapshot(name) {
-        Ok(_) => Err(Error::SnapshotExists { name: name.to_string() }),
-        Err(_) => Ok(()),
+    match catalog.find_snapshot(name) {
+        Some(_) => Err(Error::SnapshotExists { name: name.to_string() }),
+        None => Ok(()),
     }
 }
 

@@ -466,6 +466,15 @@ impl Store {
         self.each_view(|view| view.adopt(ino, body, blocks));
     }
 
+    /// Closes what was not used for a while where too much is open, also of branches and snapshots that nobody uses just now.
+    pub(crate) fn close_idle(&self) {
+        let disk = &self.shared.disk;
+        if disk.has_too_many_open() {
+            self.each_view(View::close_idle);
+            disk.has_closed();
+        }
+    }
+
     fn each_view(&self, each: impl Fn(&View)) {
         // Nobody finds a branch or a snapshot in use over this.
         let _changing = self.changing();

@@ -82,8 +82,9 @@ struct Head {
     changed: AtomicBool,
     /// Files that differ from what the namespace says.
     touched: Mutex<HashMap<Ino, Arc<File>>>,
-    /// Held while the namespace is told.
-    folding: Mutex<()>,
+    /// Held by who closes files. The namespace is told what files have become by one at a time, so that it ends with what they became last: by who
+    /// holds this, or the epoch alone.
+    closing: Mutex<()>,
 }
 
 impl Head {
@@ -127,7 +128,7 @@ impl Timeline {
                 below: loaded.below,
                 changed: AtomicBool::new(loaded.changed),
                 touched: Mutex::default(),
-                folding: Mutex::default(),
+                closing: Mutex::default(),
             }),
             sealing: Mutex::default(),
             poisoned: AtomicBool::new(poisoned),
@@ -404,29 +405,30 @@ impl Timeline {
         Ok(done as usize)
     }
 
-    /// The regular file behind an inode number; makes room for a new one among the open files first.
+    /// The regular file behind an inode number; makes room among the open files first.
     fn file(&self, ino: Ino) -> FsResult<Arc<File>> {
-        if let Some(file) = self.view.files.get(ino) {
-            return Ok(file);
-        }
         if self.shared.disk.has_too_many_open() {
             self.close_some();
         }
         self.view.file(ino)
     }
 
-    /// Closes files that were not used for a while; those with unsynced bytes are synced for it.
+    /// Closes files that were not used for a while; those with unsynced bytes are synced for it. Who finds somebody at it goes on.
     fn close_some(&self) {
         let head = self.head();
+        let Ok(_closing) = head.closing.try_lock() else {
+            return;
+        };
         self.fold(&head);
-        self.view.files.evict();
+        self.view.close_idle();
         if self.shared.disk.has_too_many_open() && !self.is_poisoned() {
             if let Err(e) = self.sync_layer(&head.layer) {
                 self.failed("sync before closing", Ino::ROOT, &e);
                 self.poison_after(&e);
             }
-            self.view.files.evict();
+            self.view.close_idle();
         }
+        self.shared.disk.has_closed();
     }
 
     // Durability
@@ -619,7 +621,7 @@ impl Timeline {
                 below: frozen,
                 changed: AtomicBool::new(false),
                 touched: Mutex::default(),
-                folding: Mutex::default(),
+                closing: Mutex::default(),
             },
         );
         let id = sealed.layer.id;
@@ -627,9 +629,8 @@ impl Timeline {
         Ok((id, committed))
     }
 
-    /// Tells the namespace what touched files have become; one after the other, so that it ends with what they became last.
+    /// Tells the namespace what touched files have become. See [`Head::closing`].
     fn fold(&self, head: &Head) {
-        let _folding = head.folding.lock().unwrap_or_else(|e| e.into_inner());
         let touched = std::mem::take(&mut *head.touched());
         if touched.is_empty() {
             return;

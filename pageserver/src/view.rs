@@ -167,6 +167,9 @@ impl View {
 
     /// As [`View::read`], if that need not wait for the disk; if not, the disk may have begun to read.
     pub fn read_at_once(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> FsResult<Option<usize>> {
+        if self.disk.has_too_many_open() {
+            return Ok(None);
+        }
         let Some(file) = self.files.get(ino) else {
             return Ok(None);
         };
@@ -198,10 +201,14 @@ impl View {
 
     /// The regular file behind an inode number.
     pub(crate) fn file(&self, ino: Ino) -> FsResult<Arc<File>> {
+        if self.disk.has_too_many_open() {
+            self.close_idle();
+            self.disk.has_closed();
+        }
         if let Some(file) = self.files.get(ino) {
             return Ok(file);
         }
-        if self.disk.has_too_many_open() || block_map::are_too_many() {
+        if block_map::are_too_many() {
             self.files.evict();
         }
         self.files.get_or_load(ino, || {
@@ -213,6 +220,16 @@ impl View {
                 _ => Err(Errno::EINVAL),
             }
         })
+    }
+
+    /// Closes what was not used for a while: whole files, and of the others the sealed parts; where that is not enough, also parts that were used.
+    pub(crate) fn close_idle(&self) {
+        self.files.evict();
+        let (top, files) = (self.layer(), self.files.all());
+        files.iter().for_each(|file| file.close_idle(top));
+        if self.disk.has_too_many_open() {
+            files.iter().for_each(|file| file.close_idle(top));
+        }
     }
 
     fn load(&self, ino: Ino, inode: &Inode) -> File {

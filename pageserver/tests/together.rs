@@ -184,6 +184,8 @@ fn of_two_that_close_files_none_takes_back_what_the_other_has_told() {
         let first = scope.spawn(|| written(&timeline, "first", 1));
         stall.wait_for(&Stalled::Now);
         assert_eq!(timeline.write(file, 8192, &[2; 8192], None), Ok(8192));
+        // With one more open it is time to close some again.
+        written(&timeline, "more", 1);
         let second = scope.spawn(|| written(&timeline, "second", 1));
         std::thread::sleep(MOMENT);
         stall.reach(Stalled::Over);

@@ -155,6 +155,10 @@ impl Snapshots for Hidden {
         self.store.snapshots(Some(&self.branch))
     }
 
+    fn find(&self, tag: &Tag) -> Option<LayerId> {
+        self.store.find_snapshot(&self.named(tag))
+    }
+
     fn view(&self, layer: LayerId) -> pageserver::Result<Arc<View>> {
         self.store.sealed_view(layer)
     }

@@ -105,6 +105,10 @@ impl Snapshots for Hidden {
         self.0.snapshots(Some(&main()))
     }
 
+    fn find(&self, tag: &Tag) -> Option<LayerId> {
+        self.0.find_snapshot(&snapshot(tag.as_str()))
+    }
+
     fn view(&self, layer: LayerId) -> Result<Arc<View>, Error> {
         self.0.sealed_view(layer)
     }

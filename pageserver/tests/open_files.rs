@@ -1,0 +1,130 @@
+//! How many backing files are open: no more than may be, however many parts a file has.
+
+#[path = "support/store.rs"]
+mod store;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pageserver::*;
+use store::Scratch;
+
+const NOW: Time = Time {
+    secs: 1_700_000_000,
+    nanos: 0,
+};
+
+const BLOCKS: usize = 100;
+const BLOCK: usize = 4096;
+const MAX: usize = 16;
+
+/// What may be open on top: what the next request opens before it is looked again, and what is written.
+const MORE: usize = 4;
+
+/// How many files are open below a directory.
+fn open_below(dir: &Path) -> usize {
+    let open = std::fs::read_dir("/proc/self/fd").expect("listed").flatten();
+    let targets = open.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+    targets.filter(|target| target.starts_with(dir)).count()
+}
+
+struct World {
+    scratch: Scratch,
+    store: Arc<Store>,
+    timeline: Arc<Timeline>,
+    ino: Ino,
+}
+
+/// A file whose blocks were written in a layer each.
+fn a_file_of_many_parts(name: &str) -> World {
+    let scratch = Scratch::new(name);
+    let store = scratch.open(Disk::new().with_open_files_max(MAX));
+    let main = "main".parse().expect("a name");
+    let made = store.create_branch(&main, &Start::Empty, (0, 0), NOW);
+    made.expect("made");
+    let timeline = store.timeline(&main).expect("loaded");
+    let ino = store::file(&timeline, "file", NOW);
+    assert_eq!(timeline.write(ino, 0, &[255; BLOCKS * BLOCK], None), Ok(BLOCKS * BLOCK));
+    World {
+        scratch,
+        store,
+        timeline,
+        ino,
+    }
+}
+
+impl World {
+    fn take(&self, tag: usize) {
+        let name = format!("main@{tag}").parse().expect("a name");
+        self.store.create_snapshot(&name, Keep::default(), NOW).expect("taken");
+    }
+
+    fn open(&self) -> usize {
+        open_below(&self.scratch.dir.join("layers"))
+    }
+
+    fn check(&self, view: &View, rewritten: usize) {
+        let mut bytes = vec![0; BLOCKS * BLOCK];
+        assert_eq!(view.read(self.ino, 0, &mut bytes), Ok(bytes.len()));
+        for (number, block) in bytes.chunks(BLOCK).enumerate() {
+            let expected = if number < rewritten { number as u8 } else { 255 };
+            assert!(block.iter().all(|byte| *byte == expected), "block {number}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_written_in_each_of_many_layers_keeps_few_files_open() {
+    let world = a_file_of_many_parts("open-written");
+    for block in 0..BLOCKS {
+        world.take(block);
+        let at = (block * BLOCK) as u64;
+        let written = world.timeline.write(world.ino, at, &[block as u8; BLOCK], None);
+        assert_eq!(written, Ok(BLOCK));
+        assert!(world.open() <= MAX + MORE, "{} after {block}", world.open());
+    }
+    world.check(world.timeline.view(), BLOCKS);
+    world.timeline.fsync(world.ino).expect("synced");
+}
+
+#[test]
+fn reading_a_file_of_many_parts_closes_what_it_has_read_before() {
+    let world = a_file_of_many_parts("open-read");
+    for block in 0..BLOCKS {
+        world.take(block);
+        let at = (block * BLOCK) as u64;
+        let written = world.timeline.write(world.ino, at, &[block as u8; BLOCK], None);
+        assert_eq!(written, Ok(BLOCK));
+    }
+    world.take(BLOCKS);
+    let name = format!("main@{BLOCKS}").parse().expect("a name");
+    let view = world.store.snapshot_view(&name).expect("loaded");
+    let mut block = [0; BLOCK];
+    for number in (0..BLOCKS).cycle().take(3 * BLOCKS) {
+        let read = view.read(world.ino, (number * BLOCK) as u64, &mut block);
+        assert_eq!((read, block[0]), (Ok(BLOCK), number as u8));
+    }
+    assert!(world.open() <= MAX + MORE, "{}", world.open());
+    world.check(&view, BLOCKS);
+}
+
+#[test]
+fn the_upkeep_closes_what_branches_have_open_that_nobody_uses() {
+    let world = a_file_of_many_parts("open-idle");
+    for block in 0..BLOCKS {
+        world.take(block);
+        let at = (block * BLOCK) as u64;
+        let written = world.timeline.write(world.ino, at, &[block as u8; BLOCK], None);
+        assert_eq!(written, Ok(BLOCK));
+    }
+    world.check(world.timeline.view(), BLOCKS);
+    assert!(world.open() > BLOCKS / 2, "{}", world.open());
+    // None of the layers is flattened or merged.
+    let tending = Tending {
+        flatten_every: usize::MAX,
+        ..Tending::default()
+    };
+    while world.store.tend(&tending, &mut |_| true).expect("tended") {}
+    assert!(world.open() <= MAX + MORE, "{}", world.open());
+    world.check(world.timeline.view(), BLOCKS);
+}

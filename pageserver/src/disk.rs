@@ -76,8 +76,10 @@ pub struct Disk {
 #[derive(Default)]
 struct OpenFiles {
     now: AtomicUsize,
-    /// How many more than there should be may be open before it is tried again to close some.
+    /// How many more than there should be may be open before one who opens files tries again to close some,
     over: AtomicUsize,
+    /// and before that is tried with those of everybody.
+    over_all: AtomicUsize,
 }
 
 /// Backing files kept open unless the caller allows for more: fits the usual limit of 1024 descriptors.
@@ -149,19 +151,39 @@ impl Disk {
         self
     }
 
-    /// Whether files that are not needed should be closed.
-    pub fn has_too_many_open(&self) -> bool {
-        self.open_files.now.load(Ordering::Relaxed) > self.open_files_max + self.open_files.over.load(Ordering::Relaxed)
+    /// How many more files are open than there should be.
+    pub fn open_over(&self) -> usize {
+        let now = self.open_files.now.load(Ordering::Relaxed);
+        now.saturating_sub(self.open_files_max)
     }
 
-    /// Notes that as many as could be were closed, so that it is not tried with every request.
+    /// Whether files that are not needed should be closed.
+    pub fn has_too_many_open(&self) -> bool {
+        self.open_over() > self.open_files.over.load(Ordering::Relaxed)
+    }
+
+    /// As [`Disk::has_too_many_open`], after those who opened files have closed what they can.
+    pub fn has_too_many_left(&self) -> bool {
+        self.open_over() > self.open_files.over_all.load(Ordering::Relaxed)
+    }
+
+    /// Notes that one has closed what it can, so that it is not tried with every request.
     pub fn has_closed(&self) {
-        let now = self.open_files.now.load(Ordering::Relaxed);
-        let over = match now.saturating_sub(self.open_files_max) {
+        self.open_files.over.store(self.tolerated(), Ordering::Relaxed);
+    }
+
+    /// Notes that all have.
+    pub fn have_closed(&self) {
+        self.has_closed();
+        self.open_files.over_all.store(self.tolerated(), Ordering::Relaxed);
+    }
+
+    /// An eighth more than are open, if these are too many.
+    fn tolerated(&self) -> usize {
+        match self.open_over() {
             0 => 0,
             over => over + self.open_files_max / 8,
-        };
-        self.open_files.over.store(over, Ordering::Relaxed);
+        }
     }
 
     fn before(&self, call: Call) -> io::Result<()> {

@@ -160,13 +160,14 @@ impl File {
         }
     }
 
-    /// Closes the backing files of sealed parts that were not used since the last call; `top` is the layer that may be a head. Those of a file that
-    /// somebody reads or writes just now stay.
-    pub fn close_idle(&self, top: LayerId) {
+    /// Closes the backing files of sealed parts, which are not the `head`'s, that were not used since the last call. Those of a file that somebody
+    /// reads or writes just now stay.
+    pub fn close_idle(&self, head: Option<LayerId>) {
         let Ok(mut content) = self.content.try_write() else {
             return;
         };
-        let sealed = content.parts.iter_mut().filter(|part| part.backing.layer() != top);
+        let parts = content.parts.iter_mut();
+        let sealed = parts.filter(|part| Some(part.backing.layer()) != head);
         for part in sealed.filter(|part| part.backing.is_idle()) {
             part.backing = part.backing.closed();
         }

@@ -367,7 +367,7 @@ impl Backing {
 
     /// Whether it is open, there is too much open, and it loses nothing when it is closed.
     pub fn is_spare(&self) -> bool {
-        self.file.get().is_some() && self.disk().has_too_many_open() && self.is_durable()
+        self.file.get().is_some() && self.disk().open_over() > 0 && self.is_durable()
     }
 
     /// The same file of a sealed layer, to be opened when it is next needed.

@@ -86,6 +86,7 @@ impl Store {
         catalog.layer(record.layer)?;
         let info = info(&name.branch, &name.tag, &record);
         self.commit(catalog, vec![Entry::Snapshot(timeline, name.tag.clone(), Some(record))])?;
+        self.close_idle();
         Ok(info)
     }
 
@@ -231,11 +232,15 @@ impl Store {
         if let Some(bytes) = self.wal_bytes().get(&info.layer) {
             return Ok(*bytes);
         }
-        // Nobody finds the snapshot in use over this look.
-        let _changing = self.changing();
-        let view = self.sealed_view(self.snapshot(name)?.layer)?;
-        let bytes = control_in(&view).map_or(0, |control| pg::wal::bytes_to_replay(&view, &control));
+        let bytes = {
+            // Nobody finds the snapshot in use over this look.
+            let _changing = self.changing();
+            let view = self.sealed_view(self.snapshot(name)?.layer)?;
+            control_in(&view).map_or(0, |control| pg::wal::bytes_to_replay(&view, &control))
+        };
         self.wal_bytes().insert(info.layer, bytes);
+        // Who looks at all snapshots opens the WAL of each.
+        self.close_idle();
         Ok(bytes)
     }
 

@@ -225,10 +225,10 @@ impl View {
     /// Closes what was not used for a while: whole files, and of the others the sealed parts; where that is not enough, also parts that were used.
     pub(crate) fn close_idle(&self) {
         self.files.evict();
-        let (top, files) = (self.layer(), self.files.all());
-        files.iter().for_each(|file| file.close_idle(top));
-        if self.disk.has_too_many_open() {
-            files.iter().for_each(|file| file.close_idle(top));
+        let (head, files) = (self.writable.then(|| self.layer()), self.files.all());
+        files.iter().for_each(|file| file.close_idle(head));
+        if self.disk.open_over() > 0 {
+            files.iter().for_each(|file| file.close_idle(head));
         }
     }
 

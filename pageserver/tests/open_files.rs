@@ -128,3 +128,24 @@ fn the_upkeep_closes_what_branches_have_open_that_nobody_uses() {
     assert!(world.open() <= MAX + MORE, "{}", world.open());
     world.check(world.timeline.view(), BLOCKS);
 }
+
+#[test]
+fn views_that_nobody_reads_any_more_keep_nothing_open_that_another_one_needs() {
+    let world = a_file_of_many_parts("open-views");
+    let mut views = Vec::new();
+    for block in 0..BLOCKS {
+        world.take(block);
+        let name = format!("main@{block}").parse().expect("a name");
+        let view = world.store.snapshot_view(&name).expect("loaded");
+        world.check(&view, block);
+        views.push(view);
+        let at = (block * BLOCK) as u64;
+        let written = world.timeline.write(world.ino, at, &[block as u8; BLOCK], None);
+        assert_eq!(written, Ok(BLOCK));
+    }
+    world.take(BLOCKS);
+    assert!(world.open() <= MAX + MORE, "{}", world.open());
+    for (rewritten, view) in views.iter().enumerate() {
+        world.check(view, rewritten);
+    }
+}

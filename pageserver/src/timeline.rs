@@ -7,7 +7,7 @@
 //!   seal    ── epoch alone ───> swap heads; sync the sealed layer with the epoch free again
 //! ```
 //!
-//! Locks, in the order in which they are taken: epoch, a file's content, a shard of the table of files, namespace. A file's content
+//! Locks, in the order in which they are taken: epoch, closing (never waited for), a file's content, a shard of the table of files, namespace. A file's content
 //! and the namespace are never waited for with the other held, except by a seal, when nobody changes either.
 
 use std::collections::HashMap;

@@ -31,7 +31,9 @@ pub trait Snapshots: Send + Sync {
     fn list(&self) -> Vec<SnapshotInfo>;
     /// The layer of one of them.
     fn find(&self, tag: &Tag) -> Option<LayerId>;
-    /// The tree of the snapshot with this layer; [`Error::NoSnapshot`] when there is none.
+    /// Whether one of them has this layer.
+    fn has(&self, layer: LayerId) -> bool;
+    /// The tree of the snapshot with this layer.
     fn view(&self, layer: LayerId) -> Result<Arc<View>, Error>;
     fn take(&self, tag: &Tag, now: Time) -> Result<SnapshotInfo, Error>;
     fn destroy(&self, tag: &Tag) -> Result<(), Error>;
@@ -68,10 +70,10 @@ impl Control {
         if let Some(view) = self.views().get(&layer) {
             return Ok(view.clone());
         }
-        let view = match self.snapshots.view(layer) {
-            Err(Error::NoSnapshot { .. }) => return Err(Errno::ESTALE),
-            view => view.map_err(|error| refuse("open", &error))?,
-        };
+        if !self.snapshots.has(layer) {
+            return Err(Errno::ESTALE);
+        }
+        let view = self.snapshots.view(layer).map_err(|error| refuse("open", &error))?;
         self.views().insert(layer, view.clone());
         Ok(view)
     }

@@ -275,6 +275,7 @@ fn check_database(dir: &Path, disk: &Disk, db: &Arc<Db>, checks: Checks, progres
             disk: disk.clone(),
             dir: dir.join(LAYERS_DIR),
             sealed: Arc::new(sealed),
+            tables: Arc::default(),
         },
         catalog,
         live: None,

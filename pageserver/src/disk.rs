@@ -76,10 +76,10 @@ pub struct Disk {
 #[derive(Default)]
 struct OpenFiles {
     now: AtomicUsize,
-    /// How many more than there should be may be open before one who opens files tries again to close some,
+    /// How many more than there should be may be open before it is tried again to close some,
     over: AtomicUsize,
-    /// and before that is tried with those of everybody.
-    over_all: AtomicUsize,
+    /// and before files are synced for it.
+    over_unsynced: AtomicUsize,
 }
 
 /// Backing files kept open unless the caller allows for more: fits the usual limit of 1024 descriptors.
@@ -151,39 +151,48 @@ impl Disk {
         self
     }
 
-    /// How many more files are open than there should be.
-    pub fn open_over(&self) -> usize {
-        let now = self.open_files.now.load(Ordering::Relaxed);
-        now.saturating_sub(self.open_files_max)
+    /// Whether more are open than there should be.
+    pub fn is_crowded(&self) -> bool {
+        self.open_files.now.load(Ordering::Relaxed) > self.open_files_max
     }
 
     /// Whether files that are not needed should be closed.
     pub fn has_too_many_open(&self) -> bool {
-        self.open_over() > self.open_files.over.load(Ordering::Relaxed)
+        self.is_over(&self.open_files.over)
     }
 
-    /// As [`Disk::has_too_many_open`], after those who opened files have closed what they can.
-    pub fn has_too_many_left(&self) -> bool {
-        self.open_over() > self.open_files.over_all.load(Ordering::Relaxed)
+    /// Whether files should be synced, so that they can be closed.
+    pub fn has_too_many_unsynced(&self) -> bool {
+        self.is_over(&self.open_files.over_unsynced)
     }
 
-    /// Notes that one has closed what it can, so that it is not tried with every request.
+    fn is_over(&self, tolerated: &AtomicUsize) -> bool {
+        self.open_files.now.load(Ordering::Relaxed) > self.open_files_max + tolerated.load(Ordering::Relaxed)
+    }
+
+    /// Notes that what can be was closed, so that it is not tried with every request.
     pub fn has_closed(&self) {
         self.open_files.over.store(self.tolerated(), Ordering::Relaxed);
     }
 
-    /// Notes that all have.
-    pub fn have_closed(&self) {
+    /// Notes that what can be was synced and closed.
+    pub fn has_synced_and_closed(&self) {
         self.has_closed();
-        self.open_files.over_all.store(self.tolerated(), Ordering::Relaxed);
+        self.open_files.over_unsynced.store(self.tolerated(), Ordering::Relaxed);
     }
 
-    /// An eighth more than are open, if these are too many.
+    /// Notes that fewer are open by now.
+    pub fn forget_crowd(&self) {
+        let tolerated = self.tolerated();
+        self.open_files.over.fetch_min(tolerated, Ordering::Relaxed);
+        self.open_files.over_unsynced.fetch_min(tolerated, Ordering::Relaxed);
+    }
+
+    /// An eighth on top of what is open now, and never more than half as many again as there should be.
     fn tolerated(&self) -> usize {
-        match self.open_over() {
-            0 => 0,
-            over => over + self.open_files_max / 8,
-        }
+        let max = self.open_files_max;
+        let soon = self.open_files.now.load(Ordering::Relaxed) + max / 8;
+        soon.saturating_sub(max).min(max / 2)
     }
 
     fn before(&self, call: Call) -> io::Result<()> {

@@ -160,14 +160,14 @@ impl File {
         }
     }
 
-    /// Closes the backing files of sealed parts, which are not the `head`'s, that were not used since the last call. Those of a file that somebody
-    /// reads or writes just now stay.
-    pub fn close_idle(&self, head: Option<LayerId>) {
+    /// Closes the backing files of sealed parts that were not used since the last call. Those of a file that somebody reads or writes just now stay.
+    /// `head` is asked for the layer that is no sealed one while nobody can add another.
+    pub fn close_idle(&self, head: impl FnOnce() -> LayerId) {
         let Ok(mut content) = self.content.try_write() else {
             return;
         };
-        let parts = content.parts.iter_mut();
-        let sealed = parts.filter(|part| Some(part.backing.layer()) != head);
+        let head = head();
+        let sealed = content.parts.iter_mut().filter(|part| part.backing.layer() != head);
         for part in sealed.filter(|part| part.backing.is_idle()) {
             part.backing = part.backing.closed();
         }
@@ -198,7 +198,7 @@ impl Content {
     /// The same with its map: asks which blocks each part but the oldest has; the oldest answers for all the rest below the floors. A load
     /// finds a part in each layer that the file was written in, which can be more than a map can tell apart; so those that nobody
     /// sees go on the way.
-    fn mapped(&self) -> io::Result<Content> {
+    fn mapped(&mut self) -> io::Result<Content> {
         let mut mapped = Content {
             size: self.size,
             parts: Vec::new(),
@@ -206,16 +206,19 @@ impl Content {
             saved_floor: self.saved_floor,
         };
         let mut unseen_at = UNSEEN_EVERY * UNSEEN_EVERY;
-        for part in &self.parts {
+        for nth in 0..self.parts.len() {
             if mapped.parts.len() >= unseen_at {
                 mapped.drop_unseen();
                 unseen_at = (2 * mapped.parts.len()).clamp(unseen_at, PARTS_MAX);
             }
+            mapped.put_on_top(self.parts[nth].clone())?;
             // Only the newest may be a head's.
-            if let Some(below) = mapped.parts.last_mut().filter(|below| below.backing.is_spare()) {
-                below.backing = below.backing.closed();
+            if let (Some(part), true) = (mapped.parts.last_mut(), nth + 1 < self.parts.len())
+                && part.backing.is_spare()
+            {
+                part.backing = part.backing.closed();
+                self.parts[nth].backing = part.backing.clone();
             }
-            mapped.put_on_top(part.clone())?;
         }
         if mapped.parts.len() > UNSEEN_EVERY {
             mapped.drop_unseen();
@@ -310,7 +313,7 @@ impl Content {
         let mut runs = map.runs(range.clone()).peekable();
         let first = runs.next();
         if wait == Wait::Yes && runs.peek().is_some() {
-            self.read_ahead(map, range)?;
+            self.read_ahead(map, range);
         }
         for (slot, run) in first.into_iter().chain(runs) {
             let target = &mut buf[(run.start - offset) as usize..(run.end - offset) as usize];
@@ -322,12 +325,11 @@ impl Content {
         Ok(())
     }
 
-    /// Starts all reads of a scattered range at once, so that the disk works on them together.
-    fn read_ahead(&self, map: &BlockMap, range: Range<u64>) -> io::Result<()> {
+    /// Starts all reads of a scattered range at once, so that the disk works on them together. That is advice: what is wrong the reads tell.
+    fn read_ahead(&self, map: &BlockMap, range: Range<u64>) {
         for (slot, run) in map.runs(range).filter(|(slot, _)| *slot != HOLE) {
-            self.parts[slot as usize].backing.will_need(run)?;
+            let _advice = self.parts[slot as usize].backing.will_need(run);
         }
-        Ok(())
     }
 
     /// The next data or hole at or after `offset`, which lies below the size; `None` when there is no data up to the end.

@@ -1,21 +1,61 @@
 //! The files of a view that are in use, by inode number. Sharded, so that requests for different files seldom meet.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use crate::disk::Disk;
 use crate::error::FsResult;
 use crate::file::File;
-use crate::types::Ino;
+use crate::types::{Ino, LayerId};
 
 const SHARDS: usize = 16;
 
 #[derive(Default)]
-pub struct FileTable([Mutex<HashMap<Ino, Arc<File>>>; SHARDS]);
+pub struct FileTable {
+    shards: [Mutex<HashMap<Ino, Arc<File>>>; SHARDS],
+    /// The layer that is a head; 0 where none is.
+    head: AtomicU64,
+}
+
+/// The tables of all views of a store.
+#[derive(Default)]
+pub struct Tables {
+    tables: Mutex<Vec<Weak<FileTable>>>,
+    closing: Mutex<()>,
+}
+
+impl Tables {
+    pub fn add(&self) -> Arc<FileTable> {
+        let table = Arc::new(FileTable::default());
+        let mut tables = self.tables.lock().unwrap_or_else(|e| e.into_inner());
+        tables.retain(|table| table.strong_count() > 0);
+        tables.push(Arc::downgrade(&table));
+        table
+    }
+
+    /// Closes what was not used for a while: whole files, and of the others the sealed parts; where that is not enough, also parts that were used.
+    /// Who finds somebody at it goes on.
+    pub fn close_idle(&self, disk: &Disk) {
+        let Ok(_closing) = self.closing.try_lock() else {
+            return;
+        };
+        let tables: Vec<Arc<FileTable>> = {
+            let tables = self.tables.lock().unwrap_or_else(|e| e.into_inner());
+            tables.iter().filter_map(Weak::upgrade).collect()
+        };
+        tables.iter().for_each(|table| table.evict());
+        tables.iter().for_each(|table| table.close_parts());
+        if disk.is_crowded() {
+            tables.iter().for_each(|table| table.close_parts());
+        }
+        disk.has_closed();
+    }
+}
 
 impl FileTable {
     fn shard(&self, ino: Ino) -> MutexGuard<'_, HashMap<Ino, Arc<File>>> {
-        let shard = &self.0[ino.0 as usize % SHARDS];
+        let shard = &self.shards[ino.0 as usize % SHARDS];
         shard.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -42,7 +82,7 @@ impl FileTable {
 
     /// All files.
     pub fn all(&self) -> Vec<Arc<File>> {
-        let shards = self.0.iter();
+        let shards = self.shards.iter();
         let of_shard = |shard: &Mutex<HashMap<Ino, Arc<File>>>| {
             let shard = shard.lock().unwrap_or_else(|e| e.into_inner());
             shard.values().cloned().collect::<Vec<_>>()
@@ -50,9 +90,20 @@ impl FileTable {
         shards.flat_map(of_shard).collect()
     }
 
+    /// Notes which layer is the head.
+    pub fn set_head(&self, head: LayerId) {
+        self.head.store(head.0, Ordering::Release);
+    }
+
+    fn close_parts(&self) {
+        for file in self.all() {
+            file.close_idle(|| LayerId(self.head.load(Ordering::Acquire)));
+        }
+    }
+
     /// Drops clean files that were not used since the last call (second chance).
     pub fn evict(&self) {
-        for shard in &self.0 {
+        for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(|e| e.into_inner());
             shard.retain(|_, file| {
                 file.recent.swap(false, Ordering::Relaxed) || Arc::strong_count(file) > 1 || !file.is_clean()

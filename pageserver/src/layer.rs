@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::disk::{Disk, DiskFile, Stat, Wait};
 use crate::error::{Error, Result};
+use crate::file_table::Tables;
 use crate::sealed::{Form, Sealed};
 use crate::sync_point::{SyncPoint, is_unsupported};
 use crate::types::{BLOCK, Ino, LayerId, Seek};
@@ -33,6 +34,8 @@ pub struct Layers {
     pub disk: Disk,
     pub dir: PathBuf,
     pub sealed: Arc<Sealed>,
+    /// The files in use of all views.
+    pub tables: Arc<Tables>,
 }
 
 impl Layers {
@@ -367,7 +370,7 @@ impl Backing {
 
     /// Whether it is open, there is too much open, and it loses nothing when it is closed.
     pub fn is_spare(&self) -> bool {
-        self.file.get().is_some() && self.disk().open_over() > 0 && self.is_durable()
+        self.file.get().is_some() && self.disk().is_crowded() && self.is_durable()
     }
 
     /// The same file of a sealed layer, to be opened when it is next needed.

@@ -114,7 +114,10 @@ impl Store {
     }
 
     fn tend_one(&self, tending: &Tending, pace: Pace) -> Result<bool> {
-        self.close_idle();
+        self.shared.disk.forget_crowd();
+        if self.shared.disk.has_too_many_open() {
+            self.shared.layers.tables.close_idle(&self.shared.disk);
+        }
         if self.sum_next(pace)? {
             return Ok(true);
         }

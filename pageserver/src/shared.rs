@@ -81,6 +81,7 @@ impl Shared {
             disk: disk.clone(),
             dir: dir.join(LAYERS_DIR),
             sealed: sealed.clone(),
+            tables: Arc::default(),
         };
         // A service that was killed knew which writes were not durable yet; this one doesn't.
         let unsettled = SyncPoint::default();

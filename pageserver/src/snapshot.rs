@@ -60,6 +60,16 @@ impl Store {
         self.catalog().find_snapshot(name).map(|record| record.layer)
     }
 
+    /// Whether a branch has a snapshot with this layer.
+    pub fn is_snapshot_of(&self, branch: &BranchName, layer: LayerId) -> bool {
+        let catalog = self.catalog();
+        let Ok((id, _)) = catalog.timeline(branch) else {
+            return false;
+        };
+        let mut snapshots = catalog.snapshots();
+        snapshots.any(|(of, _, record)| of == id && record.layer == layer)
+    }
+
     /// A snapshot's tree, read-only.
     pub fn snapshot_view(&self, name: &SnapshotName) -> Result<Arc<View>> {
         let mut catalog = self.catalog();
@@ -86,7 +96,6 @@ impl Store {
         catalog.layer(record.layer)?;
         let info = info(&name.branch, &name.tag, &record);
         self.commit(catalog, vec![Entry::Snapshot(timeline, name.tag.clone(), Some(record))])?;
-        self.close_idle();
         Ok(info)
     }
 
@@ -232,15 +241,11 @@ impl Store {
         if let Some(bytes) = self.wal_bytes().get(&info.layer) {
             return Ok(*bytes);
         }
-        let bytes = {
-            // Nobody finds the snapshot in use over this look.
-            let _changing = self.changing();
-            let view = self.sealed_view(self.snapshot(name)?.layer)?;
-            control_in(&view).map_or(0, |control| pg::wal::bytes_to_replay(&view, &control))
-        };
+        // Nobody finds the snapshot in use over this look.
+        let _changing = self.changing();
+        let view = self.sealed_view(self.snapshot(name)?.layer)?;
+        let bytes = control_in(&view).map_or(0, |control| pg::wal::bytes_to_replay(&view, &control));
         self.wal_bytes().insert(info.layer, bytes);
-        // Who looks at all snapshots opens the WAL of each.
-        self.close_idle();
         Ok(bytes)
     }
 

@@ -466,24 +466,9 @@ impl Store {
         self.each_view(|view| view.adopt(ino, body, blocks));
     }
 
-    /// Closes what was not used for a while where too much is open, also of branches and snapshots that nobody uses just now. Who finds something
-    /// being changed leaves it to the next.
-    pub(crate) fn close_idle(&self) {
-        let disk = &self.shared.disk;
-        if disk.has_too_many_left()
-            && let Ok(changing) = self.changing.try_lock()
-        {
-            self.each_view_with(&changing, View::close_idle);
-            disk.have_closed();
-        }
-    }
-
     fn each_view(&self, each: impl Fn(&View)) {
-        self.each_view_with(&self.changing(), each);
-    }
-
-    /// Nobody finds a branch or a snapshot in use over this.
-    fn each_view_with(&self, _changing: &MutexGuard<'_, ()>, each: impl Fn(&View)) {
+        // Nobody finds a branch or a snapshot in use over this.
+        let _changing = self.changing();
         let timelines: Vec<Arc<Timeline>> = {
             let timelines = self.timelines.lock().unwrap_or_else(|e| e.into_inner());
             timelines.values().filter_map(Weak::upgrade).collect()

@@ -287,8 +287,14 @@ impl Timeline {
         let end = checked_end(offset, data.len() as u64)?;
         let file = self.file(ino)?;
         let head = self.head();
-        self.write_blocks(&head, &file, offset..end, data)
-            .map_err(|e| self.failed("write", ino, &e))?;
+        self.write_blocks(&head, &file, offset..end, data).map_err(|e| {
+            let errno = self.failed("write", ino, &e);
+            // Whoever wrote it was answered long ago, and the kernel tells of its loss once: no later sync may be taken for true.
+            if now.is_none() && !matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) {
+                self.poison();
+            }
+            errno
+        })?;
         file.modified(now);
         if now.is_some() {
             head.touch(&file);
@@ -407,7 +413,7 @@ impl Timeline {
 
     /// The regular file behind an inode number; makes room among the open files first.
     fn file(&self, ino: Ino) -> FsResult<Arc<File>> {
-        if self.shared.disk.has_too_many_open() {
+        if self.shared.disk.has_too_many_unsynced() {
             self.close_some();
         }
         self.view.file(ino)
@@ -421,14 +427,14 @@ impl Timeline {
         };
         self.fold(&head);
         self.view.close_idle();
-        if self.shared.disk.has_too_many_open() && !self.is_poisoned() {
+        if self.shared.disk.is_crowded() && !self.is_poisoned() {
             if let Err(e) = self.sync_layer(&head.layer) {
                 self.failed("sync before closing", Ino::ROOT, &e);
                 self.poison_after(&e);
             }
             self.view.close_idle();
         }
-        self.shared.disk.has_closed();
+        self.shared.disk.has_synced_and_closed();
     }
 
     // Durability

@@ -33,7 +33,7 @@ pub struct View {
     writable: bool,
     ns: RwLock<Namespace>,
     layers: Mutex<HashMap<LayerId, Arc<Layer>>>,
-    pub(crate) files: FileTable,
+    pub(crate) files: Arc<FileTable>,
     /// Snapshots under whose names it was opened.
     names: Mutex<BTreeSet<SnapshotName>>,
 }
@@ -49,7 +49,7 @@ impl View {
             writable: false,
             ns: RwLock::new(ns),
             layers: Mutex::default(),
-            files: FileTable::default(),
+            files: shared.layers.tables.add(),
             names: Mutex::default(),
         }
     }
@@ -65,6 +65,7 @@ impl View {
     /// Makes a new head the layer on top.
     pub(crate) fn put_on_top(&self, head: Arc<Layer>) {
         let mut layers = self.layers.lock().unwrap_or_else(|e| e.into_inner());
+        self.files.set_head(head.id);
         self.top.store(head.id.0, Ordering::Release);
         // Those that no file has a part in and nobody syncs are opened again when one has.
         layers.retain(|_, layer| Arc::strong_count(layer) > 1);
@@ -203,7 +204,6 @@ impl View {
     pub(crate) fn file(&self, ino: Ino) -> FsResult<Arc<File>> {
         if self.disk.has_too_many_open() {
             self.close_idle();
-            self.disk.has_closed();
         }
         if let Some(file) = self.files.get(ino) {
             return Ok(file);
@@ -222,14 +222,9 @@ impl View {
         })
     }
 
-    /// Closes what was not used for a while: whole files, and of the others the sealed parts; where that is not enough, also parts that were used.
+    /// Closes what was not used for a while, in all views of the store.
     pub(crate) fn close_idle(&self) {
-        self.files.evict();
-        let (head, files) = (self.writable.then(|| self.layer()), self.files.all());
-        files.iter().for_each(|file| file.close_idle(head));
-        if self.disk.open_over() > 0 {
-            files.iter().for_each(|file| file.close_idle(head));
-        }
+        self.store.tables.close_idle(&self.disk);
     }
 
     fn load(&self, ino: Ino, inode: &Inode) -> File {

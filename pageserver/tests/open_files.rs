@@ -3,9 +3,12 @@
 #[path = "support/store.rs"]
 mod store;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::errno::Errno;
 use pageserver::*;
 use store::Scratch;
 
@@ -148,4 +151,38 @@ fn views_that_nobody_reads_any_more_keep_nothing_open_that_another_one_needs() {
     for (rewritten, view) in views.iter().enumerate() {
         world.check(view, rewritten);
     }
+}
+
+/// Has no descriptor left for one write.
+#[derive(Default)]
+struct NoneLeft(AtomicBool);
+
+impl Hook for NoneLeft {
+    fn before(&self, call: Call) -> io::Result<()> {
+        match call == Call::Write && self.0.swap(false, Ordering::Relaxed) {
+            true => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// What a sync says after a write for which no descriptor was left.
+fn sync_after_a_refused_write(name: &str, now: Option<Time>) -> FsResult<()> {
+    let scratch = Scratch::new(name);
+    let hook = Arc::new(NoneLeft::default());
+    let store = scratch.open(Disk::new().with_hook(hook.clone()));
+    let main = "main".parse().expect("a name");
+    let made = store.create_branch(&main, &Start::Empty, (0, 0), NOW);
+    made.expect("made");
+    let timeline = store.timeline(&main).expect("loaded");
+    let ino = store::file(&timeline, "file", NOW);
+    hook.0.store(true, Ordering::Relaxed);
+    assert_eq!(timeline.write(ino, 0, &[1; BLOCK], now), Err(Errno::EMFILE));
+    timeline.fsync(ino)
+}
+
+#[test]
+fn a_collected_page_for_which_no_descriptor_was_left_fails_every_later_sync() {
+    assert_eq!(sync_after_a_refused_write("refused-page", None), Err(Errno::EIO));
+    assert_eq!(sync_after_a_refused_write("refused-write", Some(NOW)), Ok(()));
 }

@@ -159,6 +159,10 @@ impl Snapshots for Hidden {
         self.store.find_snapshot(&self.named(tag))
     }
 
+    fn has(&self, layer: LayerId) -> bool {
+        self.store.is_snapshot_of(&self.branch, layer)
+    }
+
     fn view(&self, layer: LayerId) -> pageserver::Result<Arc<View>> {
         self.store.sealed_view(layer)
     }

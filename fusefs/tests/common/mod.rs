@@ -109,6 +109,10 @@ impl Snapshots for Hidden {
         self.0.find_snapshot(&snapshot(tag.as_str()))
     }
 
+    fn has(&self, layer: LayerId) -> bool {
+        self.0.is_snapshot_of(&main(), layer)
+    }
+
     fn view(&self, layer: LayerId) -> Result<Arc<View>, Error> {
         self.0.sealed_view(layer)
     }

@@ -29,7 +29,7 @@ fn more_parts_than_a_map_tells_apart_are_read_as_what_they_are() {
     });
     for above_it in [PARTS_MAX - 1, PARTS_MAX, PARTS_MAX + 1, 70_000] {
         let parts = std::iter::once(&below).chain(std::iter::repeat_n(&above, above_it));
-        let content = Content {
+        let mut content = Content {
             size: 2 * BLOCK,
             parts: parts.cloned().collect(),
             map: None,

@@ -62,6 +62,12 @@ impl World {
         self.store.create_snapshot(&name, Keep::default(), NOW).expect("taken");
     }
 
+    fn rewrite(&self, block: usize) {
+        let at = (block * BLOCK) as u64;
+        let written = self.timeline.write(self.ino, at, &[block as u8; BLOCK], None);
+        assert_eq!(written, Ok(BLOCK));
+    }
+
     fn open(&self) -> usize {
         open_below(&self.scratch.dir.join("layers"))
     }
@@ -81,9 +87,7 @@ fn a_file_that_is_written_in_each_of_many_layers_keeps_few_files_open() {
     let world = a_file_of_many_parts("open-written");
     for block in 0..BLOCKS {
         world.take(block);
-        let at = (block * BLOCK) as u64;
-        let written = world.timeline.write(world.ino, at, &[block as u8; BLOCK], None);
-        assert_eq!(written, Ok(BLOCK));
+        world.rewrite(block);
         assert!(world.open() <= MAX + MORE, "{} after {block}", world.open());
     }
     world.check(world.timeline.view(), BLOCKS);
@@ -95,9 +99,7 @@ fn reading_a_file_of_many_parts_closes_what_it_has_read_before() {
     let world = a_file_of_many_parts("open-read");
     for block in 0..BLOCKS {
         world.take(block);
-        let at = (block * BLOCK) as u64;
-        let written = world.timeline.write(world.ino, at, &[block as u8; BLOCK], None);
-        assert_eq!(written, Ok(BLOCK));
+        world.rewrite(block);
     }
     world.take(BLOCKS);
     let name = format!("main@{BLOCKS}").parse().expect("a name");
@@ -116,9 +118,7 @@ fn the_upkeep_closes_what_branches_have_open_that_nobody_uses() {
     let world = a_file_of_many_parts("open-idle");
     for block in 0..BLOCKS {
         world.take(block);
-        let at = (block * BLOCK) as u64;
-        let written = world.timeline.write(world.ino, at, &[block as u8; BLOCK], None);
-        assert_eq!(written, Ok(BLOCK));
+        world.rewrite(block);
     }
     world.check(world.timeline.view(), BLOCKS);
     assert!(world.open() > BLOCKS / 2, "{}", world.open());
@@ -142,9 +142,7 @@ fn views_that_nobody_reads_any_more_keep_nothing_open_that_another_one_needs() {
         let view = world.store.snapshot_view(&name).expect("loaded");
         world.check(&view, block);
         views.push(view);
-        let at = (block * BLOCK) as u64;
-        let written = world.timeline.write(world.ino, at, &[block as u8; BLOCK], None);
-        assert_eq!(written, Ok(BLOCK));
+        world.rewrite(block);
     }
     world.take(BLOCKS);
     assert!(world.open() <= MAX + MORE, "{}", world.open());

@@ -156,6 +156,11 @@ impl Disk {
         self.open_files.now.load(Ordering::Relaxed) > self.open_files_max
     }
 
+    /// Whether one that is opened now may stay open after it was used.
+    pub fn may_keep_open(&self) -> bool {
+        self.open_files.now.load(Ordering::Relaxed) <= self.open_files_max + self.tolerated_max()
+    }
+
     /// Whether files that are not needed should be closed.
     pub fn has_too_many_open(&self) -> bool {
         self.is_over(&self.open_files.over)
@@ -188,11 +193,16 @@ impl Disk {
         self.open_files.over_unsynced.fetch_min(tolerated, Ordering::Relaxed);
     }
 
-    /// An eighth on top of what is open now, and never more than half as many again as there should be.
+    /// An eighth on top of what is open now, as far as that is tolerated at all.
     fn tolerated(&self) -> usize {
         let max = self.open_files_max;
         let soon = self.open_files.now.load(Ordering::Relaxed) + max / 8;
-        soon.saturating_sub(max).min(max / 2)
+        soon.saturating_sub(max).min(self.tolerated_max())
+    }
+
+    /// Half as many again as there should be.
+    fn tolerated_max(&self) -> usize {
+        self.open_files_max / 2
     }
 
     fn before(&self, call: Call) -> io::Result<()> {

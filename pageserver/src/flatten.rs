@@ -274,7 +274,7 @@ impl Flattening<'_> {
         };
         if let Some(to) = &to {
             let file = to.file().map_err(failed())?;
-            let synced = to.disk().set_mtime(file, spread.inode.mtime).and_then(|()| to.sync());
+            let synced = to.disk().set_mtime(&file, spread.inode.mtime).and_then(|()| to.sync());
             synced.map_err(failed())?;
         }
         store.at("flatten: file copied");
@@ -313,7 +313,7 @@ impl Flattening<'_> {
         for (number, blocks) in inherited {
             for run in blocks.chunk_by(|a, b| a + 1 == *b) {
                 let offset = number * CHUNK + run[0] * BLOCK;
-                to.disk().punch(to.file()?, offset, run.len() as u64 * BLOCK)?;
+                to.disk().punch(&*to.file()?, offset, run.len() as u64 * BLOCK)?;
             }
         }
         Ok(())

@@ -272,7 +272,7 @@ impl Timeline {
         let content = file.peek();
         let backing = content.head(head.layer.id);
         if let Some(backing) = backing {
-            let set = backing.file().and_then(|f| backing.disk().set_mtime(f, mtime));
+            let set = backing.file().and_then(|f| backing.disk().set_mtime(&f, mtime));
             set.map_err(|e| self.failed("set the time of", ino, &e))?;
         }
         *file.times() = crate::file::FileTimes { mtime, ctime: now };

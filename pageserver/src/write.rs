@@ -52,7 +52,7 @@ impl Content {
                 let hole = head
                     .backing
                     .disk()
-                    .seek(head.backing.file()?, bytes.start, Seek::Hole)?;
+                    .seek(&*head.backing.file()?, bytes.start, Seek::Hole)?;
                 Ok(hole.is_some_and(|hole| hole >= bytes.end))
             }
             (None, None) => Ok(false),
@@ -155,7 +155,7 @@ impl Content {
         let backing = &self.parts[0].backing;
         let result = backing
             .disk()
-            .punch(backing.file()?, bytes.start, bytes.end - bytes.start);
+            .punch(&*backing.file()?, bytes.start, bytes.end - bytes.start);
         backing.changed();
         match result {
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
@@ -211,7 +211,7 @@ impl Content {
         let Some(head) = self.parts.last() else {
             return Ok(());
         };
-        head.backing.disk().set_len(head.backing.file()?, size)?;
+        head.backing.disk().set_len(&*head.backing.file()?, size)?;
         head.backing.changed();
         self.was_cut(size);
         Ok(())
@@ -225,10 +225,10 @@ impl Content {
         let (backing, floor) = (&head.backing, head.floor);
         let (disk, file) = (backing.disk(), backing.file()?);
         if floor < self.saved_floor {
-            disk.set_floor(file, floor)?;
+            disk.set_floor(&file, floor)?;
             self.saved_floor = floor;
         }
-        disk.set_len(file, size)?;
+        disk.set_len(&file, size)?;
         backing.changed();
         self.size = size;
         if let Some(map) = &mut self.map {

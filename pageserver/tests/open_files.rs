@@ -4,9 +4,9 @@
 mod store;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use pageserver::*;
@@ -40,8 +40,11 @@ struct World {
 
 /// A file whose blocks were written in a layer each.
 fn a_file_of_many_parts(name: &str) -> World {
-    let scratch = Scratch::new(name);
-    let store = scratch.open(Disk::new().with_open_files_max(MAX));
+    a_file_on(Scratch::new(name), Disk::new())
+}
+
+fn a_file_on(scratch: Scratch, disk: Disk) -> World {
+    let store = scratch.open(disk.with_open_files_max(MAX));
     let main = "main".parse().expect("a name");
     let made = store.create_branch(&main, &Start::Empty, (0, 0), NOW);
     made.expect("made");
@@ -121,7 +124,7 @@ fn the_upkeep_closes_what_branches_have_open_that_nobody_uses() {
         world.rewrite(block);
     }
     world.check(world.timeline.view(), BLOCKS);
-    assert!(world.open() > BLOCKS / 2, "{}", world.open());
+    assert!(world.open() > MAX + MORE, "{}", world.open());
     // None of the layers is flattened or merged.
     let tending = Tending {
         flatten_every: usize::MAX,
@@ -149,6 +152,43 @@ fn views_that_nobody_reads_any_more_keep_nothing_open_that_another_one_needs() {
     for (rewritten, view) in views.iter().enumerate() {
         world.check(view, rewritten);
     }
+}
+
+/// Looks with each read how many files are open.
+struct Most {
+    layers: PathBuf,
+    seen: AtomicUsize,
+}
+
+impl Hook for Most {
+    fn before(&self, call: Call) -> io::Result<()> {
+        if call == Call::Read {
+            self.seen.fetch_max(open_below(&self.layers), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn requests_that_read_many_parts_each_open_few_at_a_time() {
+    const READERS: usize = 4;
+    let scratch = Scratch::new("open-at-once");
+    let most = Arc::new(Most {
+        layers: scratch.dir.join("layers"),
+        seen: AtomicUsize::new(0),
+    });
+    let world = a_file_on(scratch, Disk::new().with_hook(most.clone()));
+    for block in 0..BLOCKS {
+        world.take(block);
+        world.rewrite(block);
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..READERS {
+            scope.spawn(|| (0..3).for_each(|_| world.check(world.timeline.view(), BLOCKS)));
+        }
+    });
+    let seen = most.seen.load(Ordering::Relaxed);
+    assert!((MAX..=MAX + MAX / 2 + READERS + MORE).contains(&seen), "{seen}");
 }
 
 /// Has no descriptor left for one write.

@@ -9,7 +9,7 @@ fn backing(layer: &Arc<Layer>, blocks: u64, byte: u8) -> Arc<Backing> {
     let bytes = vec![byte; (blocks * BLOCK) as usize];
     backing.write_at(&bytes, 0).1.expect("written");
     let file = backing.file().expect("open");
-    backing.disk().set_len(file, 2 * BLOCK).expect("of two blocks");
+    backing.disk().set_len(&file, 2 * BLOCK).expect("of two blocks");
     backing.sync().expect("durable");
     backing
 }

@@ -156,9 +156,10 @@ impl Disk {
         self.open_files.now.load(Ordering::Relaxed) > self.open_files_max
     }
 
-    /// Whether one that is opened now may stay open after it was used.
+    /// Whether one that is opened now may stay open when it was used, though it could be opened again: not where half as many again as
+    /// there should be are open.
     pub fn may_keep_open(&self) -> bool {
-        self.open_files.now.load(Ordering::Relaxed) <= self.open_files_max + self.tolerated_max()
+        self.open_files.now.load(Ordering::Relaxed) < self.open_files_max + self.open_files_max / 2
     }
 
     /// Whether files that are not needed should be closed.
@@ -186,23 +187,24 @@ impl Disk {
         self.open_files.over_unsynced.store(self.tolerated(), Ordering::Relaxed);
     }
 
-    /// Notes that fewer are open by now.
+    /// Forgets that there was little to close, so that it is tried again.
     pub fn forget_crowd(&self) {
-        let tolerated = self.tolerated();
-        self.open_files.over.fetch_min(tolerated, Ordering::Relaxed);
-        self.open_files.over_unsynced.fetch_min(tolerated, Ordering::Relaxed);
+        self.open_files.over.fetch_min(self.well_tolerated(), Ordering::Relaxed);
+        self.open_files
+            .over_unsynced
+            .fetch_min(self.tolerated(), Ordering::Relaxed);
     }
 
-    /// An eighth on top of what is open now, as far as that is tolerated at all.
+    /// Until it is tried again an eighth of what there should be may be opened; where that has not helped before, only a little.
     fn tolerated(&self) -> usize {
-        let max = self.open_files_max;
-        let soon = self.open_files.now.load(Ordering::Relaxed) + max / 8;
-        soon.saturating_sub(max).min(self.tolerated_max())
+        let (now, max) = (self.open_files.now.load(Ordering::Relaxed), self.open_files_max);
+        let with = |more: usize| (now + more).saturating_sub(max);
+        with(max / 8).min(self.well_tolerated()).max(with(max / 64))
     }
 
-    /// Half as many again as there should be.
-    fn tolerated_max(&self) -> usize {
-        self.open_files_max / 2
+    /// Less than what closes sealed parts at once, see [`Disk::may_keep_open`].
+    fn well_tolerated(&self) -> usize {
+        self.open_files_max * 3 / 8
     }
 
     fn before(&self, call: Call) -> io::Result<()> {

@@ -35,10 +35,10 @@ impl Tables {
     }
 
     /// Closes what was not used for a while: whole files, and of the others the sealed parts; where that is not enough, also parts that were used.
-    /// Who finds somebody at it goes on.
-    pub fn close_idle(&self, disk: &Disk) {
+    /// False for who finds somebody at it.
+    pub fn close_idle(&self, disk: &Disk) -> bool {
         let Ok(_closing) = self.closing.try_lock() else {
-            return;
+            return false;
         };
         let tables: Vec<Arc<FileTable>> = {
             let tables = self.tables.lock().unwrap_or_else(|e| e.into_inner());
@@ -50,6 +50,7 @@ impl Tables {
             tables.iter().for_each(|table| table.close_parts());
         }
         disk.has_closed();
+        true
     }
 }
 

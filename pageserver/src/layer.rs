@@ -255,7 +255,9 @@ impl Layer {
             .sync_backings(&backings, sync_filesystem)
             .and_then(|()| self.sync_names());
         if synced.is_err() {
-            backings.iter().for_each(Backing::list);
+            // One that is durable may have been let go of meanwhile, and have another in its place.
+            let unsynced = backings.iter().filter(|backing| !backing.data.is_durable());
+            unsynced.for_each(Backing::list);
         }
         synced
     }
@@ -266,7 +268,8 @@ impl Layer {
         sync_filesystem: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<()> {
         for backing in backings {
-            backing.listed.store(false, Ordering::Release);
+            // Who changes one from here on lists it again; a change before is seen below. A mere store could be made after that look.
+            backing.listed.swap(false, Ordering::AcqRel);
         }
         let unsynced: Vec<_> = backings.iter().filter(|backing| !backing.data.is_durable()).collect();
         match unsynced.len() {
@@ -281,7 +284,11 @@ impl Layer {
 
     /// Whether everything written to the layer so far is known to be durable.
     pub fn is_durable(&self) -> bool {
-        self.unsynced().values().all(|backing| backing.is_durable())
+        self.has_durable_names() && self.unsynced().values().all(|backing| backing.data.is_durable())
+    }
+
+    fn has_durable_names(&self) -> bool {
+        self.names.is_durable() && self.name.is_durable()
     }
 
     /// Closes the files that are still to be synced. Each of them holds the layer.

@@ -118,6 +118,14 @@ impl Store {
         if self.shared.disk.has_too_many_open() {
             self.shared.layers.tables.close_idle(&self.shared.disk);
         }
+        // What a head has is closed by who writes there, and on some branches nobody does.
+        if self.shared.disk.has_too_many_unsynced() {
+            // Nobody finds a branch in use over this.
+            let _changing = self.changing();
+            self.loaded_timelines()
+                .iter()
+                .for_each(|timeline| timeline.close_some());
+        }
         if self.sum_next(pace)? {
             return Ok(true);
         }

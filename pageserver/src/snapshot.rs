@@ -2,11 +2,12 @@
 
 use std::sync::{Arc, MutexGuard};
 
+use nix::errno::Errno;
 use rocksdb::WriteBatch;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Catalog, Entry, LayerRecord, Origin, SnapshotRecord, TimelineRecord};
-use crate::error::{Error, Result};
+use crate::error::{Error, FsResult, Result};
 use crate::names::{BranchName, SnapshotName, Tag};
 use crate::pg::{self, ControlFile, PgInfo, Purpose};
 use crate::store::{Naming, Store, refuse_origin};
@@ -165,7 +166,7 @@ impl Store {
         let record = record.clone();
         let parent = catalog.layer(record.head)?.parent;
         let (layer, postgres) = match parent {
-            Some(parent) if timeline.is_unchanged() => (parent, postgres_in(timeline.view())),
+            Some(parent) if timeline.is_unchanged() => (parent, recorded_of(timeline.view())?),
             _ => self.swap_heads(&timeline, &mut catalog, record)?,
         };
         let naming = Naming::begin(self, layer);
@@ -201,8 +202,9 @@ impl Store {
             Entry::Timeline(timeline.id, Some(record)),
         ];
         timeline.seal(layer, || {
+            let postgres = recorded_of(timeline.view())?;
             catalog.commit(&self.shared.db, WriteBatch::default(), entries)?;
-            Ok(postgres_in(timeline.view()))
+            Ok(postgres)
         })
     }
 
@@ -244,7 +246,11 @@ impl Store {
         // Nobody finds the snapshot in use over this look.
         let _changing = self.changing();
         let view = self.sealed_view(self.snapshot(name)?.layer)?;
-        let bytes = control_in(&view).map_or(0, |control| pg::wal::bytes_to_replay(&view, &control));
+        let bytes = match control_in(&view) {
+            Ok(Some(control)) => pg::wal::bytes_to_replay(&view, &control),
+            found => found.map(|_| 0),
+        };
+        let bytes = bytes.map_err(|e| Error::io(format!("read the WAL of {name}"))(e.into()))?;
         self.wal_bytes().insert(info.layer, bytes);
         Ok(bytes)
     }
@@ -352,29 +358,41 @@ fn info(branch: &BranchName, tag: &Tag, record: &SnapshotRecord) -> SnapshotInfo
 
 impl View {
     /// The Postgres cluster at the view's root, if there is one.
-    pub fn postgres(&self) -> Option<PgInfo> {
-        postgres_in(self)
+    pub fn postgres(&self) -> FsResult<Option<PgInfo>> {
+        let mut version = [0; 16];
+        let (Some(control), Some(len)) = (control_in(self)?, begin_of(self, &[pg::VERSION_FILE], &mut version)?) else {
+            return Ok(None);
+        };
+        Ok(Some(PgInfo {
+            version: String::from_utf8_lossy(&version[..len]).trim().into(),
+            system_id: control.system_id,
+            redo_lsn: control.redo_lsn,
+            wal_timeline: control.wal_timeline,
+            in_production: control.in_production,
+        }))
     }
 }
 
-/// The Postgres cluster at the root of a view, if there is one.
-fn postgres_in(view: &View) -> Option<PgInfo> {
-    let control = control_in(view)?;
-    let version = view.ns().resolve(&[pg::VERSION_FILE]).ok()?;
-    let mut text = [0; 16];
-    let len = view.read(version, 0, &mut text).ok()?;
-    Some(PgInfo {
-        version: String::from_utf8_lossy(&text[..len]).trim().into(),
-        system_id: control.system_id,
-        redo_lsn: control.redo_lsn,
-        wal_timeline: control.wal_timeline,
-        in_production: control.in_production,
-    })
+/// What a snapshot keeps of the Postgres cluster in it.
+fn recorded_of(view: &View) -> Result<Option<PgInfo>> {
+    let postgres = view.postgres();
+    postgres.map_err(|e| Error::io("read the control file of the Postgres cluster")(e.into()))
 }
 
-fn control_in(view: &View) -> Option<ControlFile> {
-    let control = view.ns().resolve(&pg::CONTROL_FILE).ok()?;
-    let mut head = [0; ControlFile::LEN];
-    view.read(control, 0, &mut head).ok()?;
-    ControlFile::parse(&head)
+fn control_in(view: &View) -> FsResult<Option<ControlFile>> {
+    let mut begin = [0; ControlFile::LEN];
+    let read = begin_of(view, &pg::CONTROL_FILE, &mut begin)?;
+    Ok(read.and_then(|_| ControlFile::parse(&begin)))
+}
+
+/// How much there was to read at the beginning of a file, if there is one.
+fn begin_of(view: &View, path: &[&str], buf: &mut [u8]) -> FsResult<Option<usize>> {
+    let Ok(ino) = view.ns().resolve(path) else {
+        return Ok(None);
+    };
+    match view.read(ino, 0, buf) {
+        // Somebody's directory or link.
+        Err(Errno::EISDIR | Errno::EINVAL) => Ok(None),
+        read => read.map(Some),
+    }
 }

@@ -456,6 +456,12 @@ impl Store {
         loaded.any(|timeline| timeline.is_sealing(layer))
     }
 
+    /// The timelines that somebody has; they are in use for as long as the caller has them, too.
+    pub(crate) fn loaded_timelines(&self) -> Vec<Arc<Timeline>> {
+        let timelines = self.timelines.lock().unwrap_or_else(|e| e.into_inner());
+        timelines.values().filter_map(Weak::upgrade).collect()
+    }
+
     /// Has all views let go of the files that some bodies had; they are opened again where they are now.
     pub(crate) fn renew(&self, bodies: &[LayerId]) {
         self.each_view(|view| view.renew(bodies));
@@ -469,10 +475,7 @@ impl Store {
     fn each_view(&self, each: impl Fn(&View)) {
         // Nobody finds a branch or a snapshot in use over this.
         let _changing = self.changing();
-        let timelines: Vec<Arc<Timeline>> = {
-            let timelines = self.timelines.lock().unwrap_or_else(|e| e.into_inner());
-            timelines.values().filter_map(Weak::upgrade).collect()
-        };
+        let timelines = self.loaded_timelines();
         let views: Vec<Arc<View>> = {
             let views = self.views.lock().unwrap_or_else(|e| e.into_inner());
             views.values().filter_map(Weak::upgrade).collect()

@@ -7,7 +7,7 @@
 //!   seal    ── epoch alone ───> swap heads; sync the sealed layer with the epoch free again
 //! ```
 //!
-//! Locks, in the order in which they are taken: epoch, closing (never waited for), a file's content, a shard of the table of files, namespace. A file's content
+//! Locks, in the order in which they are taken: closing (never waited for), epoch, a file's content, a shard of the table of files, namespace. A file's content
 //! and the namespace are never waited for with the other held, except by a seal, when nobody changes either.
 
 mod blocks;
@@ -43,6 +43,9 @@ pub struct Timeline {
     sealing: Mutex<Vec<Arc<Layer>>>,
     /// A write or a sync failed: nothing is durable any more until the timeline is loaded again.
     poisoned: AtomicBool,
+    /// Held by who closes files. The namespace is told what files have become by one at a time, so that it ends with what they became last: by who
+    /// holds this, or the epoch alone.
+    closing: Mutex<()>,
     /// What the store had lost when this was loaded.
     losses: u64,
 }
@@ -55,9 +58,6 @@ struct Head {
     changed: AtomicBool,
     /// Files that differ from what the namespace says.
     touched: Mutex<HashMap<Ino, Arc<File>>>,
-    /// Held by who closes files. The namespace is told what files have become by one at a time, so that it ends with what they became last: by who
-    /// holds this, or the epoch alone.
-    closing: Mutex<()>,
 }
 
 impl Head {
@@ -101,10 +101,10 @@ impl Timeline {
                 below: loaded.below,
                 changed: AtomicBool::new(loaded.changed),
                 touched: Mutex::default(),
-                closing: Mutex::default(),
             }),
             sealing: Mutex::default(),
             poisoned: AtomicBool::new(poisoned),
+            closing: Mutex::default(),
         }
     }
 
@@ -179,7 +179,6 @@ impl Timeline {
                 below: frozen,
                 changed: AtomicBool::new(false),
                 touched: Mutex::default(),
-                closing: Mutex::default(),
             },
         );
         let id = sealed.layer.id;
@@ -187,7 +186,7 @@ impl Timeline {
         Ok((id, committed))
     }
 
-    /// Tells the namespace what touched files have become. See [`Head::closing`].
+    /// Tells the namespace what touched files have become. See [`Timeline::closing`].
     fn fold(&self, head: &Head) {
         let touched = std::mem::take(&mut *head.touched());
         if touched.is_empty() {

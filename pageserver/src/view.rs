@@ -222,9 +222,9 @@ impl View {
         })
     }
 
-    /// Closes what was not used for a while, in all views of the store.
-    pub(crate) fn close_idle(&self) {
-        self.store.tables.close_idle(&self.disk);
+    /// Closes what was not used for a while, in all views of the store; false where somebody is at it.
+    pub(crate) fn close_idle(&self) -> bool {
+        self.store.tables.close_idle(&self.disk)
     }
 
     fn load(&self, ino: Ino, inode: &Inode) -> File {

@@ -45,10 +45,7 @@ fn a_file_of_many_parts(name: &str) -> World {
 
 fn a_file_on(scratch: Scratch, disk: Disk) -> World {
     let store = scratch.open(disk.with_open_files_max(MAX));
-    let main = "main".parse().expect("a name");
-    let made = store.create_branch(&main, &Start::Empty, (0, 0), NOW);
-    made.expect("made");
-    let timeline = store.timeline(&main).expect("loaded");
+    let timeline = head(&store, "main");
     let ino = store::file(&timeline, "file", NOW);
     assert_eq!(timeline.write(ino, 0, &[255; BLOCKS * BLOCK], None), Ok(BLOCKS * BLOCK));
     World {
@@ -191,13 +188,69 @@ fn requests_that_read_many_parts_each_open_few_at_a_time() {
     assert!((MAX..=MAX + MAX / 2 + READERS + MORE).contains(&seen), "{seen}");
 }
 
-/// Has no descriptor left for one write.
-#[derive(Default)]
-struct NoneLeft(AtomicBool);
+#[test]
+fn the_upkeep_closes_what_heads_have_open_to_which_nobody_writes() {
+    let scratch = Scratch::new("open-heads");
+    let store = scratch.open(Disk::new().with_open_files_max(MAX));
+    let heads: Vec<Arc<Timeline>> = (0..2 * MAX).map(|nth| head(&store, &format!("head-{nth}"))).collect();
+    for head in &heads {
+        let ino = store::file(head, "file", NOW);
+        assert_eq!(head.write(ino, 0, &[1; BLOCK], None), Ok(BLOCK));
+        head.fsync(ino).expect("synced");
+    }
+    while store.tend(&Tending::default(), &mut |_| true).expect("tended") {}
+    let open = open_below(&scratch.dir.join("layers"));
+    assert!(open <= MAX + MORE, "{open}");
+}
+
+fn head(store: &Arc<Store>, name: &str) -> Arc<Timeline> {
+    let name = name.parse().expect("a name");
+    let made = store.create_branch(&name, &Start::Empty, (0, 0), NOW);
+    made.expect("made");
+    store.timeline(&name).expect("loaded")
+}
+
+#[test]
+fn what_would_have_to_be_opened_is_not_read_at_once() {
+    let world = a_file_of_many_parts("open-at-once");
+    for block in 0..BLOCKS {
+        world.take(block);
+        world.rewrite(block);
+    }
+    let view = world.timeline.view();
+    let mut buf = [0; BLOCK];
+    let mut at_once = |block: usize| view.read_at_once(world.ino, (block * BLOCK) as u64, &mut buf);
+    let answered: Vec<bool> = (0..BLOCKS)
+        .map(|block| at_once(block).expect("no error").is_some())
+        .collect();
+    let open = world.open();
+    assert!(
+        answered.iter().filter(|answered| **answered).count() <= open,
+        "{open}: {answered:?}"
+    );
+    assert!(answered[BLOCKS - 1]);
+}
+
+/// Has no descriptor left for one call, or for all of a kind.
+struct NoneLeft {
+    call: Call,
+    once: bool,
+    now: AtomicBool,
+}
+
+impl NoneLeft {
+    fn of(call: Call, once: bool) -> Arc<NoneLeft> {
+        Arc::new(NoneLeft {
+            call,
+            once,
+            now: AtomicBool::new(false),
+        })
+    }
+}
 
 impl Hook for NoneLeft {
     fn before(&self, call: Call) -> io::Result<()> {
-        match call == Call::Write && self.0.swap(false, Ordering::Relaxed) {
+        match call == self.call && self.now.fetch_and(!self.once, Ordering::Relaxed) {
             true => Err(io::Error::from_raw_os_error(libc::EMFILE)),
             false => Ok(()),
         }
@@ -207,14 +260,10 @@ impl Hook for NoneLeft {
 /// What a sync says after a write for which no descriptor was left.
 fn sync_after_a_refused_write(name: &str, now: Option<Time>) -> FsResult<()> {
     let scratch = Scratch::new(name);
-    let hook = Arc::new(NoneLeft::default());
-    let store = scratch.open(Disk::new().with_hook(hook.clone()));
-    let main = "main".parse().expect("a name");
-    let made = store.create_branch(&main, &Start::Empty, (0, 0), NOW);
-    made.expect("made");
-    let timeline = store.timeline(&main).expect("loaded");
+    let hook = NoneLeft::of(Call::Write, true);
+    let timeline = head(&scratch.open(Disk::new().with_hook(hook.clone())), "main");
     let ino = store::file(&timeline, "file", NOW);
-    hook.0.store(true, Ordering::Relaxed);
+    hook.now.store(true, Ordering::Relaxed);
     assert_eq!(timeline.write(ino, 0, &[1; BLOCK], now), Err(Errno::EMFILE));
     timeline.fsync(ino)
 }
@@ -223,4 +272,26 @@ fn sync_after_a_refused_write(name: &str, now: Option<Time>) -> FsResult<()> {
 fn a_collected_page_for_which_no_descriptor_was_left_fails_every_later_sync() {
     assert_eq!(sync_after_a_refused_write("refused-page", None), Err(Errno::EIO));
     assert_eq!(sync_after_a_refused_write("refused-write", Some(NOW)), Ok(()));
+}
+
+#[test]
+fn a_file_whose_name_is_not_durable_is_not_let_go_of() {
+    let scratch = Scratch::new("open-names");
+    let hook = NoneLeft::of(Call::SyncDir, false);
+    let store = scratch.open(Disk::new().with_open_files_max(0).with_hook(hook.clone()));
+    let timeline = head(&store, "main");
+    timeline
+        .fsync(Ino::ROOT)
+        .expect("nothing is left of an earlier service");
+    hook.now.store(true, Ordering::Relaxed);
+    let inos = ["first", "second", "third"].map(|name| {
+        let ino = store::file(&timeline, name, NOW);
+        assert_eq!(timeline.write(ino, 0, &[1; BLOCK], None), Ok(BLOCK));
+        ino
+    });
+    for ino in inos {
+        assert_eq!(timeline.fsync(ino), Err(Errno::EMFILE));
+    }
+    hook.now.store(false, Ordering::Relaxed);
+    inos.into_iter().for_each(|ino| timeline.fsync(ino).expect("synced"));
 }

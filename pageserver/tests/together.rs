@@ -199,6 +199,66 @@ fn of_two_that_close_files_none_takes_back_what_the_other_has_told() {
     assert_eq!(timeline.view().getattr(file).expect("there").size, 16384);
 }
 
+/// A store with few files open at most, and somebody who syncs them to close some, and is stalled there.
+fn closing(test: &str, place: Place, errno: Option<i32>, beside: impl FnOnce(&Store, &Timeline, Ino, &Stall)) {
+    let scratch = Scratch::new(test);
+    let stall = Stall::new(place, errno);
+    stall.reach(Stalled::Over);
+    let (store, timeline) = a_branch(&scratch, Disk::new().with_open_files_max(0).with_hook(stall.clone()));
+    timeline
+        .fsync(Ino::ROOT)
+        .expect("nothing is left of an earlier service");
+    let file = written(&timeline, "file", 4096);
+    stall.reach(Stalled::NotYet);
+    std::thread::scope(|scope| {
+        scope.spawn(|| written(&timeline, "first", 1));
+        stall.wait_for(&Stalled::Now);
+        beside(&store, &timeline, file, &stall);
+        stall.reach(Stalled::Over);
+    });
+}
+
+#[test]
+fn who_syncs_files_to_close_them_holds_up_no_snapshot_and_nobody_who_writes() {
+    closing(
+        "close-slowly",
+        Place::Before(Call::SyncData),
+        None,
+        |store, timeline, file, stall| {
+            std::thread::scope(|scope| {
+                let taken = scope.spawn(|| snapshot(store, "s").map(drop));
+                std::thread::sleep(MOMENT);
+                let other = scope.spawn(|| timeline.write(file, 0, &[2; 4096], None));
+                std::thread::sleep(MOMENT);
+                let early = other.is_finished();
+                stall.reach(Stalled::Over);
+                taken.join().expect("no panic").expect("taken");
+                assert_eq!(other.join().expect("no panic"), Ok(4096));
+                assert!(early);
+            });
+        },
+    );
+}
+
+#[test]
+fn a_file_that_was_let_go_of_beside_a_sync_that_failed_is_synced_by_the_next() {
+    closing(
+        "close-failed",
+        Place::Before(Call::SyncDir),
+        Some(libc::EMFILE),
+        |store, timeline, file, stall| {
+            for name in ["second", "third", "fourth"] {
+                written(timeline, name, 1);
+            }
+            assert_eq!(timeline.write(file, 0, &[2; 4096], None), Ok(4096));
+            stall.reach(Stalled::Over);
+            std::thread::sleep(MOMENT);
+            snapshot(store, "s").expect("taken");
+            assert!(timeline.view().is_durable(file));
+        },
+    );
+}
+
 #[test]
 fn allocating_beside_writes_cuts_nothing_off() {
     const STEPS: u64 = 64;

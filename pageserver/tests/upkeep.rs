@@ -245,27 +245,60 @@ impl Hook for Asking {
 fn a_snapshot_that_only_the_store_reads_is_not_in_use() {
     let asking = Arc::new(Asking::default());
     let world = World::new("asking", Disk::new().with_hook(asking.clone()));
-    world.write("PG_VERSION", b'9', 1);
-    let global = NewNode {
-        kind: NewKind::Dir,
-        ..store::a_file()
-    };
-    let dir = world.timeline.create(Ino::ROOT, OsStr::new("global"), global, at(2));
-    let control = OsStr::new("pg_control");
-    let file = world
-        .timeline
-        .create(dir.expect("made").ino, control, store::a_file(), at(2));
-    // As of PostgreSQL 13 in production, which has WAL to replay.
-    let mut head = [0; 64];
-    head[8..12].copy_from_slice(&1300_u32.to_ne_bytes());
-    head[16..20].copy_from_slice(&6_u32.to_ne_bytes());
-    let written = world.timeline.write(file.expect("made").ino, 0, &head, Some(at(2)));
-    written.expect("written");
+    world.make_cluster();
     world.take("a");
     *asking.store.lock().expect("no panic") = Arc::downgrade(&world.store);
     world.store.wal_to_replay(&snapshot("a")).expect("read");
     let asked = asking.asked.lock().expect("no panic").take().expect("it was read");
     asked.join().expect("no panic").expect("nobody uses it");
+}
+
+/// Has no descriptor for a read.
+#[derive(Default)]
+struct NotRead(AtomicBool);
+
+impl Hook for NotRead {
+    fn before(&self, call: Call) -> io::Result<()> {
+        match call == Call::Read && self.0.load(Ordering::Relaxed) {
+            true => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+            false => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_of_a_cluster_that_could_not_be_read_is_none_of_nothing() {
+    let fails = Arc::new(NotRead::default());
+    let world = World::new("not-read", Disk::new().with_hook(fails.clone()));
+    world.make_cluster();
+    let take = || world.store.create_snapshot(&snapshot("a"), Keep::default(), at(3));
+    fails.0.store(true, Ordering::Relaxed);
+    assert!(take().is_err());
+    fails.0.store(false, Ordering::Relaxed);
+    assert!(take().expect("taken").postgres.is_some());
+    fails.0.store(true, Ordering::Relaxed);
+    assert!(world.store.wal_to_replay(&snapshot("a")).is_err());
+}
+
+impl World {
+    /// What tells of a cluster of PostgreSQL 13 in production, which has WAL to replay.
+    fn make_cluster(&self) {
+        self.write("PG_VERSION", b'9', 1);
+        let global = NewNode {
+            kind: NewKind::Dir,
+            ..store::a_file()
+        };
+        let dir = self.timeline.create(Ino::ROOT, OsStr::new("global"), global, at(2));
+        let control = OsStr::new("pg_control");
+        let file = self
+            .timeline
+            .create(dir.expect("made").ino, control, store::a_file(), at(2));
+        let mut head = [0; 64];
+        head[8..12].copy_from_slice(&1300_u32.to_ne_bytes());
+        head[16..20].copy_from_slice(&6_u32.to_ne_bytes());
+        let written = self.timeline.write(file.expect("made").ino, 0, &head, Some(at(2)));
+        written.expect("written");
+    }
 }
 
 /// Between the seal of a layer and its name, has others take snapshots, and the upkeep do all it can.

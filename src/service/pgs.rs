@@ -84,7 +84,7 @@ impl Service {
         let control = store
             .timeline(name)
             .ok()
-            .and_then(|timeline| timeline.view().postgres());
+            .and_then(|timeline| timeline.view().postgres().ok().flatten());
         Ok(PgDetails {
             version: control
                 .as_ref()

@@ -81,9 +81,10 @@ impl Backing {
         if let Some(file) = self.file.get() {
             return Ok(Opened::Kept(file));
         }
-        let file = self.layer.open_now(self.ino, self.writable)?;
         // What is written to stays: it hears of a write that fails later.
-        let file = match self.writable || self.disk().may_keep_open() {
+        let stays = self.writable || self.disk().may_keep_open();
+        let file = self.layer.open_now(self.ino, self.writable)?;
+        let file = match stays {
             true => Opened::Kept(self.file.get_or_init(|| file)),
             false => Opened::Once(file),
         };
@@ -91,6 +92,14 @@ impl Backing {
             file.expect_no_order();
         }
         Ok(file)
+    }
+
+    /// As [`Backing::file`]; to open it can mean to wait for the disk.
+    fn file_at(&self, wait: Wait) -> io::Result<Opened<'_>> {
+        match (wait, self.file.get()) {
+            (Wait::No, None) => Err(io::ErrorKind::WouldBlock.into()),
+            _ => self.file(),
+        }
     }
 
     /// Whether it is open, was not used since the last call, and loses nothing when it is closed.
@@ -208,7 +217,7 @@ impl Backing {
     }
 
     fn read_plain(&self, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<()> {
-        match self.read_and_verify(&*self.file()?, buf, offset, wait) {
+        match self.read_and_verify(&*self.file_at(wait)?, buf, offset, wait) {
             // One that was open before its layer was merged may have more behind the file's end than the one that has its blocks now.
             Err(e) if e.kind() == io::ErrorKind::InvalidData && self.layer.sealed.has_merged() => {
                 self.read_and_verify(&self.layer.open_now(self.ino, false)?, buf, offset, wait)
@@ -232,7 +241,7 @@ impl Backing {
 
     /// Only the last block may end early, and reads as zeros from there.
     fn read_unverified(&self, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<()> {
-        let read = self.read_file(&*self.file()?, buf, offset, wait)?;
+        let read = self.read_file(&*self.file_at(wait)?, buf, offset, wait)?;
         let end = (offset + read as u64).next_multiple_of(BLOCK);
         if read < buf.len() && end < offset + buf.len() as u64 {
             return Err(io::Error::new(
@@ -293,12 +302,16 @@ impl Backing {
             .will_need(&*self.file()?, bytes.start, bytes.end - bytes.start)
     }
 
+    /// Whether the file's bytes, size and name are known to be durable.
     pub fn is_durable(&self) -> bool {
-        self.data.is_durable()
+        self.data.is_durable() && self.layer.has_durable_names()
     }
 
-    /// Has the disk start on a range of bytes, so that a later sync waits for less.
+    /// Has the disk start on a range of bytes, so that a later sync waits for less. What has checksums is durable.
     pub fn start_sync(&self, bytes: Range<u64>) -> io::Result<()> {
+        if self.layer.reading() != Reading::Unverified {
+            return Ok(());
+        }
         self.disk().start_sync(&*self.file()?, bytes)
     }
 

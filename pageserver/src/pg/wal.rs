@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use super::ControlFile;
+use crate::error::FsResult;
 use crate::types::Ino;
 use crate::view::View;
 
@@ -23,26 +24,26 @@ const PAGE_ADDRESS: std::ops::Range<usize> = 8..16;
 const SEGMENT_SIZES: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 30;
 
 /// Bytes of WAL from where recovery starts to the end, to a page.
-pub fn bytes_to_replay(view: &View, control: &ControlFile) -> u64 {
-    end_of_wal(view, control).saturating_sub(control.redo_lsn)
+pub fn bytes_to_replay(view: &View, control: &ControlFile) -> FsResult<u64> {
+    Ok(end_of_wal(view, control)?.saturating_sub(control.redo_lsn))
 }
 
-fn end_of_wal(view: &View, control: &ControlFile) -> u64 {
+fn end_of_wal(view: &View, control: &ControlFile) -> FsResult<u64> {
     let mut end = control.redo_lsn;
     let Some(size) = segment_size(view) else {
-        return end;
+        return Ok(end);
     };
     let mut number = control.redo_lsn / size;
     while let Some(segment) = resolve(view, &segment_name(control.wal_timeline, number, size)) {
         let start = number * size;
-        let valid = valid_pages(view, segment, start, size / PAGE);
+        let valid = valid_pages(view, segment, start, size / PAGE)?;
         end = end.max(start + valid * PAGE);
         if valid * PAGE < size {
             break;
         }
         number += 1;
     }
-    end
+    Ok(end)
 }
 
 /// All segments of a cluster have one size.
@@ -70,23 +71,23 @@ fn resolve(view: &View, name: &str) -> Option<Ino> {
 }
 
 /// How many pages from the segment's beginning on are what they should be.
-fn valid_pages(view: &View, segment: Ino, start: u64, pages: u64) -> u64 {
+fn valid_pages(view: &View, segment: Ino, start: u64, pages: u64) -> FsResult<u64> {
     let (mut valid, mut invalid) = (0, pages);
     while valid < invalid {
         let middle = valid.midpoint(invalid);
-        match is_valid(view, segment, start, middle) {
+        match is_valid(view, segment, start, middle)? {
             true => valid = middle + 1,
             false => invalid = middle,
         }
     }
-    valid
+    Ok(valid)
 }
 
-fn is_valid(view: &View, segment: Ino, start: u64, page: u64) -> bool {
+fn is_valid(view: &View, segment: Ino, start: u64, page: u64) -> FsResult<bool> {
     let mut header = [0; PAGE_ADDRESS.end];
-    let read = view.read(segment, page * PAGE, &mut header);
+    let read = view.read(segment, page * PAGE, &mut header)?;
     let address = u64::from_ne_bytes(std::array::from_fn(|i| header[PAGE_ADDRESS.start + i]));
-    read.is_ok_and(|len| len == header.len()) && address == start + page * PAGE && header[..2] != [0, 0]
+    Ok(read == header.len() && address == start + page * PAGE && header[..2] != [0, 0])
 }
 
 #[cfg(test)]

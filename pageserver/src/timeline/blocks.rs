@@ -75,6 +75,8 @@ impl Timeline {
         });
         resized.map_err(|e| self.failed("resize", ino, &e))?;
         file.modified(Some(now));
+        // The namespace may have been told of it before it had these times.
+        head.touch(&file);
         Ok(())
     }
 
@@ -114,6 +116,7 @@ impl Timeline {
         });
         zeroed.map_err(|e| self.failed("punch", ino, &e))?;
         file.modified(Some(now));
+        head.touch(&file);
         Ok(())
     }
 
@@ -151,16 +154,22 @@ impl Timeline {
         self.view.file(ino)
     }
 
-    /// Closes files that were not used for a while; those with unsynced bytes are synced for it. Who finds somebody at it goes on.
-    fn close_some(&self) {
-        let head = self.head();
-        let Ok(_closing) = head.closing.try_lock() else {
+    /// Closes files that were not used for a while; those with unsynced bytes are synced for it, and snapshots go on meanwhile. Who finds somebody
+    /// at it goes on.
+    pub(crate) fn close_some(&self) {
+        let Ok(_closing) = self.closing.try_lock() else {
             return;
         };
-        self.fold(&head);
-        self.view.close_idle();
+        let layer = {
+            let head = self.head();
+            self.fold(&head);
+            head.layer.clone()
+        };
+        if !self.view.close_idle() {
+            return;
+        }
         if self.shared.disk.is_crowded() && !self.is_poisoned() {
-            if let Err(e) = self.sync_layer(&head.layer) {
+            if let Err(e) = self.sync_layer(&layer) {
                 self.failed("sync before closing", Ino::ROOT, &e);
                 self.poison_after(&e);
             }

@@ -12,8 +12,8 @@
 //!                 +------------------ head      branch dev, started from a
 //! ```
 //!
-//! The life of one 8 KiB write: [`Timeline::write`] (`timeline.rs`) → `Content::overwrite` (`write.rs`) →
-//! `Backing::write_at` (`layer.rs`) → [`Disk::write_at`] (`disk.rs`). That of a snapshot: [`Store::create_snapshot`]
+//! The life of one 8 KiB write: [`Timeline::write`] (`timeline/blocks.rs`) → `Content::overwrite` (`write.rs`) →
+//! `Backing::write_at` (`layer/backing.rs`) → [`Disk::write_at`] (`disk.rs`). That of a snapshot: [`Store::create_snapshot`]
 //! (`snapshot.rs`) → `Timeline::seal` → `Layer::sync`.
 //!
 //! Nothing here prints, reads a clock, draws random numbers or looks at the environment.

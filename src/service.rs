@@ -16,6 +16,7 @@
 mod branches;
 mod check;
 mod cluster;
+mod descriptors;
 mod detach;
 mod door;
 mod gate;
@@ -53,6 +54,7 @@ use crate::api::storages::{NewStorage, Storage, StorageName};
 use crate::error::{Error, Result};
 use crate::store_dir;
 pub use check::closed as check_closed;
+use descriptors::Descriptors;
 use gate::Gate;
 use jobs::Jobs;
 use locks::BranchLocks;
@@ -128,11 +130,17 @@ pub fn run_kept(dir: &Path, listen: Option<&str>) -> Result<i32> {
 pub use startup::{leave_session, tell};
 
 impl Service {
-    fn new(store: Arc<Store>, http: Http, parent: Arc<Parent>, inherited: &mut Inherited) -> Result<Service> {
+    fn new(
+        store: Arc<Store>,
+        descriptors: Arc<Descriptors>,
+        http: Http,
+        parent: Arc<Parent>,
+        inherited: &mut Inherited,
+    ) -> Result<Service> {
         let memory = Arc::new(Memory::load(&store.dir().join(store_dir::STATE))?);
         Ok(Service {
-            table: Table::new(memory.clone()),
-            storages: Storages::open(store, memory.clone(), parent.clone(), inherited)?,
+            table: Table::new(memory.clone(), descriptors.clone()),
+            storages: Storages::open(store, descriptors, memory.clone(), parent.clone(), inherited)?,
             parent,
             memory,
             jobs: Jobs::default(),

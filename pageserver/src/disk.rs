@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -69,13 +69,13 @@ pub trait Hook: Send + Sync {
 pub struct Disk {
     hook: Option<Arc<dyn Hook>>,
     open_files: Arc<OpenFiles>,
-    open_files_max: usize,
 }
 
 /// How many backing files are open.
-#[derive(Default)]
 struct OpenFiles {
     now: AtomicUsize,
+    /// How many there should be at most.
+    max: AtomicUsize,
     /// How many more than there should be may be open before it is tried again to close some,
     over: AtomicUsize,
     /// and before files are synced for it.
@@ -134,8 +134,12 @@ impl Disk {
     pub fn new() -> Disk {
         Disk {
             hook: None,
-            open_files: Arc::default(),
-            open_files_max: OPEN_FILES_MAX,
+            open_files: Arc::new(OpenFiles {
+                now: AtomicUsize::new(0),
+                max: AtomicUsize::new(OPEN_FILES_MAX),
+                over: AtomicUsize::new(0),
+                over_unsynced: AtomicUsize::new(0),
+            }),
         }
     }
 
@@ -146,20 +150,30 @@ impl Disk {
     }
 
     /// Keeps about so many backing files open at most.
-    pub fn with_open_files_max(mut self, max: usize) -> Disk {
-        self.open_files_max = max;
+    pub fn with_open_files_max(self, max: usize) -> Disk {
+        self.keep_open(max);
         self
+    }
+
+    /// Keeps about so many backing files open at most from now on, with all clones together.
+    pub fn keep_open(&self, max: usize) {
+        self.open_files.max.store(max, Ordering::Relaxed);
+    }
+
+    /// How many there should be open at most.
+    pub fn open_files_max(&self) -> usize {
+        self.open_files.max.load(Ordering::Relaxed)
     }
 
     /// Whether more are open than there should be.
     pub fn is_crowded(&self) -> bool {
-        self.open_files.now.load(Ordering::Relaxed) > self.open_files_max
+        self.open_files.now.load(Ordering::Relaxed) > self.open_files_max()
     }
 
     /// Whether one that is opened now may stay open when it was used, though it could be opened again: not where half as many again as
     /// there should be are open.
     pub fn may_keep_open(&self) -> bool {
-        self.open_files.now.load(Ordering::Relaxed) < self.open_files_max + self.open_files_max / 2
+        self.open_files.now.load(Ordering::Relaxed) < self.open_files_max() * 3 / 2
     }
 
     /// Whether files that are not needed should be closed.
@@ -173,7 +187,7 @@ impl Disk {
     }
 
     fn is_over(&self, tolerated: &AtomicUsize) -> bool {
-        self.open_files.now.load(Ordering::Relaxed) > self.open_files_max + tolerated.load(Ordering::Relaxed)
+        self.open_files.now.load(Ordering::Relaxed) > self.open_files_max() + tolerated.load(Ordering::Relaxed)
     }
 
     /// Notes that what can be was closed, so that it is not tried with every request.
@@ -197,14 +211,14 @@ impl Disk {
 
     /// Until it is tried again an eighth of what there should be may be opened; where that has not helped before, only a little.
     fn tolerated(&self) -> usize {
-        let (now, max) = (self.open_files.now.load(Ordering::Relaxed), self.open_files_max);
+        let (now, max) = (self.open_files.now.load(Ordering::Relaxed), self.open_files_max());
         let with = |more: usize| (now + more).saturating_sub(max);
         with(max / 8).min(self.well_tolerated()).max(with(max / 64))
     }
 
     /// Less than what closes sealed parts at once, see [`Disk::may_keep_open`].
     fn well_tolerated(&self) -> usize {
-        self.open_files_max * 3 / 8
+        self.open_files_max() * 3 / 8
     }
 
     fn before(&self, call: Call) -> io::Result<()> {
@@ -492,11 +506,13 @@ impl Disk {
         path.try_exists()
     }
 
-    /// Makes an empty file, unless it is there.
-    pub fn touch(&self, path: &Path) -> io::Result<()> {
+    /// Makes a name with nothing behind it, unless it is there. That takes no descriptor.
+    pub fn mark(&self, path: &Path) -> io::Result<()> {
         self.before(Call::Create)?;
-        OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        Ok(())
+        match symlink(".", path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            marked => marked,
+        }
     }
 
     /// The size of a file; none when it is not there.

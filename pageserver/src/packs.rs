@@ -19,7 +19,7 @@ use crate::layer::HALF_MADE;
 use crate::pack::{Frame, Pack, Source};
 use crate::types::PackId;
 
-/// Packs kept open.
+/// Packs kept open at most; where fewer files may be open, a quarter of these.
 const OPEN_MAX: usize = 128;
 
 /// Frames kept in memory, 128 KiB each at most.
@@ -100,7 +100,8 @@ impl Packs {
             return Ok(pack);
         }
         let pack = Arc::new(self.open_anew(id)?);
-        self.opened().keep(id, pack.clone());
+        let max = OPEN_MAX.min(self.disk.open_files_max() / 4);
+        self.opened().keep(id, pack.clone(), max);
         // One that was removed meanwhile would keep its space for as long as it is open.
         let path = self.path(id);
         let is_there = self.disk.exists(&path);
@@ -202,8 +203,9 @@ impl Opened {
         Some(pack.clone())
     }
 
-    fn keep(&mut self, id: PackId, pack: Arc<Pack<PackFile>>) {
-        if self.packs.len() >= OPEN_MAX
+    /// Keeps a pack, with so many others at most.
+    fn keep(&mut self, id: PackId, pack: Arc<Pack<PackFile>>, max: usize) {
+        while self.packs.len() >= max.max(1)
             && let Some(oldest) = self.packs.iter().min_by_key(|(_, (_, used))| *used)
         {
             let oldest = *oldest.0;

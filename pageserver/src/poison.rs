@@ -1,8 +1,8 @@
-//! Which heads are poisoned, as far as that must outlive the service: an empty file `STORE/poisoned/TIMELINE` for each.
+//! Which heads are poisoned, as far as that must outlive the service: a name `STORE/poisoned/TIMELINE` for each.
 //!
 //! A mount can outlive the service too. The one that takes it over must not believe a sync that the one before was
 //! already told had failed: the kernel tells a lost write only once. The mark is made before the failure is answered, as
-//! well as a failing disk allows, and goes when the branch is mounted anew.
+//! well as a failing disk allows (it takes no descriptor, for it may be their lack that lost something), and goes when the branch is mounted anew.
 
 use std::io;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ impl Marks {
         let made = self
             .disk
             .make_dir(&self.dir)
-            .and_then(|()| self.disk.touch(&self.path(id)));
+            .and_then(|()| self.disk.mark(&self.path(id)));
         if let Err(error) = made {
             tracing::error!(%error, "that a head is poisoned can't be noted: don't believe it after a kill of the service");
         }

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stdout, setsid};
-use pageserver::{Disk, Store};
+use pageserver::Store;
 use tokio::runtime::{Builder, Runtime};
 
+use super::descriptors::Descriptors;
 use super::parent::{self, Inherited, Parent};
 use super::serve::Running;
 use super::{Service, tcp};
@@ -31,16 +31,14 @@ const WORKERS: usize = 2;
 /// Most operations at a time; more wait.
 const OPERATIONS_MAX: usize = 64;
 
-/// With fewer open files it could run out of them and no command reach it any more.
-const OPEN_FILES_MIN: u64 = 256;
-
 /// Brings the service up; the error is what a starter is told.
 pub fn start(dir: &Path, listen: Option<&str>) -> std::result::Result<Running, Down> {
     let failed = |error: Error| Down::Failed(error.into());
     let found = parent::find().map_err(Error::io("find who started this service"));
     let (parent, mut inherited) = found.map_err(failed)?;
     log::init().and_then(|()| settle()).map_err(failed)?;
-    let disk = Disk::new().with_open_files_max(backing_files_max());
+    let descriptors = Arc::new(Descriptors::claim().map_err(failed)?);
+    let disk = descriptors.disk();
     let opened = match inherited.lock(&StorageName::local()) {
         Some(lock) => Store::reopen(dir, disk, lock),
         None => Store::open(dir, disk),
@@ -49,17 +47,29 @@ pub fn start(dir: &Path, listen: Option<&str>) -> std::result::Result<Running, D
         pageserver::Error::Locked { .. } => Down::Locked(Error::from(error).into()),
         error => failed(error.into()),
     })?;
-    come_up(store, listen, parent, inherited).map_err(failed)
+    come_up(store, descriptors, listen, parent, inherited).map_err(failed)
 }
 
-fn come_up(store: Arc<Store>, listen: Option<&str>, parent: Parent, mut inherited: Inherited) -> Result<Running> {
+fn come_up(
+    store: Arc<Store>,
+    descriptors: Arc<Descriptors>,
+    listen: Option<&str>,
+    parent: Parent,
+    mut inherited: Inherited,
+) -> Result<Running> {
     let dir = store.dir().to_path_buf();
     let pid = PidFile::write(dir.join(store_dir::PID))?;
     if let Some(warning) = store.warning() {
         tracing::warn!("{warning}");
     }
     let (http, tcp) = tcp::open(listen, &dir)?;
-    let service = Arc::new(Service::new(store, http, Arc::new(parent), &mut inherited)?);
+    let service = Arc::new(Service::new(
+        store,
+        descriptors,
+        http,
+        Arc::new(parent),
+        &mut inherited,
+    )?);
     service.recover(inherited)?;
     let running = Running {
         socket: Socket::bind(&dir)?,
@@ -73,32 +83,14 @@ fn come_up(store: Arc<Store>, listen: Option<&str>, parent: Parent, mut inherite
     Ok(running)
 }
 
-/// Makes the process one that can stay: it holds on to no directory, its files are its owner's alone, and it may
-/// have as many open as the system allows.
+/// Makes the process one that can stay: it holds on to no directory, and its files are its owner's alone.
 fn settle() -> Result<()> {
     umask(Mode::from_bits_truncate(0o077));
     #[cfg(target_os = "linux")]
     // The keeper starts it by a descriptor's number, which would be its name otherwise.
     nix::sys::prctl::set_name(c"zenith").map_err(Error::io("name the process"))?;
     give_memory_back();
-    std::env::set_current_dir("/").map_err(Error::io("leave the current directory"))?;
-    let raise = || {
-        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most)
-    };
-    match raise().map_err(Error::io("raise the number of open files"))? {
-        most if most < OPEN_FILES_MIN => Err(Error::refused(format!(
-            "a service may have only {most} files open here, and needs {OPEN_FILES_MIN} at least"
-        ))
-        .hint("`ulimit -n` shows and sets the limit, in a systemd unit LimitNOFILE=")),
-        _ => Ok(()),
-    }
-}
-
-/// Half of the descriptors that the process may have is for files of the store.
-pub fn backing_files_max() -> usize {
-    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-    (soft / 2).clamp(128, 16 * 1024) as usize
+    std::env::set_current_dir("/").map_err(Error::io("leave the current directory"))
 }
 
 /// Keeps big buffers in mappings of their own, which are empty until used and go back when freed. glibc would move

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use pageserver::{BranchName, Disk, Store, known_names};
 
+use super::descriptors::Descriptors;
 use super::memory::{Memory, StorageRecord};
 use super::mounts::log_failure;
 use super::parent::{Inherited, Parent};
-use super::startup::backing_files_max;
 use crate::api::storages::{NewStorage, Options, Storage, StorageName};
 use crate::error::{Error, Result};
 use crate::store_dir;
@@ -26,6 +26,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 pub struct Storages {
     local: Arc<Store>,
+    descriptors: Arc<Descriptors>,
     memory: Arc<Memory>,
     attached: RwLock<BTreeMap<StorageName, State>>,
     /// Why the upkeep of some does not go on.
@@ -42,12 +43,14 @@ type State = std::result::Result<Arc<Store>, String>;
 impl Storages {
     pub fn open(
         local: Arc<Store>,
+        descriptors: Arc<Descriptors>,
         memory: Arc<Memory>,
         parent: Arc<Parent>,
         inherited: &mut Inherited,
     ) -> Result<Storages> {
         let storages = Storages {
             local,
+            descriptors,
             memory,
             attached: RwLock::default(),
             failing: Mutex::default(),
@@ -57,7 +60,8 @@ impl Storages {
         storages.keep_lock(&StorageName::local(), &storages.local)?;
         let records = storages.memory.get().storages.clone();
         for (name, record) in records {
-            let state = reopen(&record, inherited.lock(&name))
+            let state = storages
+                .reopen(&record, inherited.lock(&name))
                 .and_then(|store| storages.refuse_twins(&name, &store).map(|()| store))
                 .and_then(|store| storages.keep_lock(&name, &store).map(|()| store))
                 .map_err(|error| {
@@ -65,6 +69,7 @@ impl Storages {
                     error.message
                 });
             storages.attached_mut().insert(name, state);
+            storages.share_descriptors();
         }
         Ok(storages)
     }
@@ -163,7 +168,7 @@ impl Storages {
             return Err(Error::refused(format!("{} lies in the store", path.display()))
                 .hint("give a directory outside of it, best on another disk"));
         }
-        let (store, warning) = make_or_open(&path)?;
+        let (store, warning) = self.make_or_open(&path)?;
         self.refuse_twins(name, &store)?;
         self.keep_lock(name, &store)?;
         let record = StorageRecord { path, options };
@@ -171,6 +176,7 @@ impl Storages {
             .change(|remembered| drop(remembered.storages.insert(name.clone(), record)))
             .inspect_err(|_| self.parent.let_go_of_lock(name))?;
         self.attached_mut().insert(name.clone(), Ok(store));
+        self.share_descriptors();
         tracing::info!("storage {name} attached");
         let storage = self.show(name)?;
         Ok(Storage { warning, ..storage })
@@ -221,6 +227,7 @@ impl Storages {
         self.memory
             .change(|remembered| drop(remembered.storages.remove(name)))?;
         let store = self.attached_mut().remove(name);
+        self.share_descriptors();
         self.tended(name, None);
         if let Some(Ok(store)) = store {
             wait_until_alone(&store);
@@ -291,42 +298,42 @@ impl Storages {
         Error::not_found(format!("no storage named {name}")).hint(known_names("storages", &name.to_string(), &known))
     }
 
+    fn open_store(&self, path: &Path) -> Result<Arc<Store>> {
+        Ok(Store::open(path, self.descriptors.disk())?)
+    }
+
+    /// With the lock that was kept since an earlier service, if it was.
+    fn reopen(&self, record: &StorageRecord, lock: Option<OwnedFd>) -> Result<Arc<Store>> {
+        match lock {
+            Some(lock) => Ok(Store::reopen(&record.path, self.descriptors.disk(), lock)?),
+            None => self.open_store(&record.path),
+        }
+    }
+
+    /// A store that is there is taken as it is; else a new one is made.
+    fn make_or_open(&self, path: &Path) -> Result<(Arc<Store>, Option<String>)> {
+        match self.open_store(path) {
+            Err(error) if error.kind == crate::error::Kind::NotFound => {
+                let warning = Store::create(path, Disk::new())?;
+                Ok((self.open_store(path)?, warning))
+            }
+            opened => opened.map(|store| {
+                let warning = store.warning().map(String::from);
+                (store, warning)
+            }),
+        }
+    }
+
+    fn share_descriptors(&self) {
+        self.descriptors.set_stores(1 + self.attached().len());
+    }
+
     fn attached(&self) -> RwLockReadGuard<'_, BTreeMap<StorageName, State>> {
         self.attached.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn attached_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<StorageName, State>> {
         self.attached.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn open(path: &Path) -> Result<Arc<Store>> {
-    Ok(Store::open(path, disk())?)
-}
-
-/// With the lock that was kept since an earlier service, if it was.
-fn reopen(record: &StorageRecord, lock: Option<OwnedFd>) -> Result<Arc<Store>> {
-    match lock {
-        Some(lock) => Ok(Store::reopen(&record.path, disk(), lock)?),
-        None => open(&record.path),
-    }
-}
-
-fn disk() -> Disk {
-    Disk::new().with_open_files_max(backing_files_max())
-}
-
-/// A store that is there is taken as it is; else a new one is made.
-fn make_or_open(path: &Path) -> Result<(Arc<Store>, Option<String>)> {
-    match open(path) {
-        Err(error) if error.kind == crate::error::Kind::NotFound => {
-            let warning = Store::create(path, Disk::new())?;
-            Ok((open(path)?, warning))
-        }
-        opened => opened.map(|store| {
-            let warning = store.warning().map(String::from);
-            (store, warning)
-        }),
     }
 }
 

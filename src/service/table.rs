@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fusefs::Mount;
 use pageserver::{BranchName, LayerId};
 
+use super::descriptors::Descriptors;
 use super::detach::is_dead;
 use super::memory::{Memory, Place};
 use crate::api::mounts as api;
@@ -18,6 +19,7 @@ use crate::name::ViewName;
 
 pub struct Table {
     memory: Arc<Memory>,
+    descriptors: Arc<Descriptors>,
     entries: Mutex<Vec<Entry>>,
 }
 
@@ -37,16 +39,21 @@ enum State {
 
 impl Table {
     /// What the last service remembered; nothing is mounted yet.
-    pub fn new(memory: Arc<Memory>) -> Table {
-        let entries = memory.get().mounts.iter().cloned().map(Entry::changing).collect();
-        let entries = Mutex::new(entries);
-        Table { memory, entries }
+    pub fn new(memory: Arc<Memory>, descriptors: Arc<Descriptors>) -> Table {
+        let entries: Vec<Entry> = memory.get().mounts.iter().cloned().map(Entry::changing).collect();
+        descriptors.set_mounts(entries.len());
+        Table {
+            memory,
+            descriptors,
+            entries: Mutex::new(entries),
+        }
     }
 
     /// Takes a place for a mount that is about to be made, also from one that is missing.
     pub fn reserve(&self, place: &Place) -> Result<()> {
         let mut entries = self.entries();
         check_free(&entries, place)?;
+        self.descriptors.check_mount(entries.len())?;
         self.change(&mut entries, |entry| !entry.excludes(place), Some(place))
     }
 
@@ -105,6 +112,7 @@ impl Table {
         self.memory.change(|remembered| remembered.mounts = mounts)?;
         entries.retain(wanted);
         entries.extend(new.cloned().map(Entry::changing));
+        self.descriptors.set_mounts(entries.len());
         Ok(())
     }
 

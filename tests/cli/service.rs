@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -169,6 +169,63 @@ fn a_service_that_would_run_out_of_open_files_does_not_start() {
         .output()
         .expect("it runs");
     assert!(started.status.success(), "{started:?}");
+}
+
+#[test]
+fn a_mount_for_which_too_few_open_files_are_left_is_refused_and_the_others_work() {
+    const FILES: usize = 8;
+    const BLOCK: usize = 4096;
+    let sandbox = Sandbox::new("few-mounts");
+    sandbox.ok(&["branch", "main", "--empty"]);
+    sandbox.ok(&["stop"]);
+    let started = sandbox.shell("ulimit -n 256; exec \"$0\" start").output();
+    assert!(started.expect("it runs").status.success());
+    sandbox.ok(&["mount", "main", "m", "--create"]);
+    let file = |mount: &str, n: usize| sandbox.path(&format!("{mount}/{n}"));
+    let write = |mount: &str, n: usize, block: usize, byte: u8| {
+        let open = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(file(mount, n));
+        open.and_then(|open| open.write_all_at(&[byte; BLOCK], (block * BLOCK) as u64))
+            .expect("written");
+    };
+    let snapshot = |mount: &str, tag: &str| {
+        fs::create_dir(sandbox.path(&format!("{mount}/.zenith/snapshot/{tag}"))).expect("taken");
+    };
+    for block in 0..16 {
+        (0..FILES).for_each(|n| write("m", n, block, block as u8));
+        snapshot("m", &block.to_string());
+    }
+    let mut mounts = vec!["m".to_owned()];
+    let refused = loop {
+        let (dir, branch) = (format!("m{}", mounts.len()), format!("b{}", mounts.len()));
+        let mounted = sandbox.run(&["mount", "main@15", &dir, "--create", "--cow", &branch]);
+        match mounted.status.success() {
+            true => mounts.push(dir),
+            false => break mounted,
+        }
+    };
+    assert_refused(&refused, 4, "only 256 files open", "ulimit -n");
+    assert!(mounts.len() > 10, "{mounts:?}");
+    for round in 1..4 {
+        for mount in &mounts {
+            (0..FILES).for_each(|n| write(mount, n, round, 100));
+            snapshot(mount, &format!("r{round}"));
+        }
+        for (mount, n) in mounts.iter().flat_map(|mount| (0..FILES).map(move |n| (mount, n))) {
+            let bytes = fs::read(file(mount, n)).expect("read");
+            let of_block = |block: usize| if (1..=round).contains(&block) { 100 } else { block as u8 };
+            let is_right = |(block, bytes): (usize, &[u8])| bytes.iter().all(|byte| *byte == of_block(block));
+            assert!(
+                bytes.len() == 16 * BLOCK && bytes.chunks(BLOCK).enumerate().all(is_right),
+                "{mount}/{n}"
+            );
+        }
+    }
+    sandbox.ok(&["umount", "m1"]);
+    sandbox.ok(&["mount", "b1", "m1"]);
 }
 
 #[test]

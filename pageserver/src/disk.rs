@@ -69,6 +69,7 @@ pub trait Hook: Send + Sync {
 pub struct Disk {
     hook: Option<Arc<dyn Hook>>,
     open_files: Arc<OpenFiles>,
+    tolerance: Arc<Tolerance>,
 }
 
 /// How many backing files are open.
@@ -76,10 +77,15 @@ struct OpenFiles {
     now: AtomicUsize,
     /// How many there should be at most.
     max: AtomicUsize,
-    /// How many more than there should be may be open before it is tried again to close some,
-    over: AtomicUsize,
+}
+
+/// How many more than there should be
+#[derive(Default)]
+struct Tolerance {
+    /// may be open before it is tried again to close some,
+    open: AtomicUsize,
     /// and before files are synced for it.
-    over_unsynced: AtomicUsize,
+    unsynced: AtomicUsize,
 }
 
 /// Backing files kept open unless the caller allows for more: fits the usual limit of 1024 descriptors.
@@ -137,9 +143,8 @@ impl Disk {
             open_files: Arc::new(OpenFiles {
                 now: AtomicUsize::new(0),
                 max: AtomicUsize::new(OPEN_FILES_MAX),
-                over: AtomicUsize::new(0),
-                over_unsynced: AtomicUsize::new(0),
             }),
+            tolerance: Arc::default(),
         }
     }
 
@@ -155,7 +160,15 @@ impl Disk {
         self
     }
 
-    /// Keeps about so many backing files open at most from now on, with all clones together.
+    /// The way to the files of another store; with those of this one there should be no more open.
+    pub fn beside(&self) -> Disk {
+        Disk {
+            tolerance: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Keeps about so many backing files open at most from now on, with all clones and those beside them together.
     pub fn keep_open(&self, max: usize) {
         self.open_files.max.store(max, Ordering::Relaxed);
     }
@@ -178,12 +191,12 @@ impl Disk {
 
     /// Whether files that are not needed should be closed.
     pub fn has_too_many_open(&self) -> bool {
-        self.is_over(&self.open_files.over)
+        self.is_over(&self.tolerance.open)
     }
 
     /// Whether files should be synced, so that they can be closed.
     pub fn has_too_many_unsynced(&self) -> bool {
-        self.is_over(&self.open_files.over_unsynced)
+        self.is_over(&self.tolerance.unsynced)
     }
 
     fn is_over(&self, tolerated: &AtomicUsize) -> bool {
@@ -192,21 +205,19 @@ impl Disk {
 
     /// Notes that what can be was closed, so that it is not tried with every request.
     pub fn has_closed(&self) {
-        self.open_files.over.store(self.tolerated(), Ordering::Relaxed);
+        self.tolerance.open.store(self.tolerated(), Ordering::Relaxed);
     }
 
     /// Notes that what can be was synced and closed.
     pub fn has_synced_and_closed(&self) {
         self.has_closed();
-        self.open_files.over_unsynced.store(self.tolerated(), Ordering::Relaxed);
+        self.tolerance.unsynced.store(self.tolerated(), Ordering::Relaxed);
     }
 
     /// Forgets that there was little to close, so that it is tried again.
     pub fn forget_crowd(&self) {
-        self.open_files.over.fetch_min(self.well_tolerated(), Ordering::Relaxed);
-        self.open_files
-            .over_unsynced
-            .fetch_min(self.tolerated(), Ordering::Relaxed);
+        self.tolerance.open.fetch_min(self.well_tolerated(), Ordering::Relaxed);
+        self.tolerance.unsynced.fetch_min(self.tolerated(), Ordering::Relaxed);
     }
 
     /// Until it is tried again an eighth of what there should be may be opened; where that has not helped before, only a little.
@@ -506,7 +517,8 @@ impl Disk {
         path.try_exists()
     }
 
-    /// Makes a name with nothing behind it, unless it is there. That takes no descriptor.
+    /// Makes a name for its own sake, unless it is there: a link to its directory, for that takes no descriptor and is found by
+    /// [`Disk::exists`].
     pub fn mark(&self, path: &Path) -> io::Result<()> {
         self.before(Call::Create)?;
         match symlink(".", path) {

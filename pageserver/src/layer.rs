@@ -189,7 +189,7 @@ impl Layer {
 
     fn made(self: &Arc<Layer>, ino: Ino, file: DiskFile) -> Arc<Backing> {
         self.names.changed();
-        let backing = Arc::new(Backing::made(self.clone(), ino, file));
+        let backing = Arc::new(Backing::made(self.clone(), ino, file, self.names.changes()));
         backing.changed();
         backing
     }
@@ -288,7 +288,12 @@ impl Layer {
     }
 
     fn has_durable_names(&self) -> bool {
-        self.names.is_durable() && self.name.is_durable()
+        self.has_durable_names_up_to(self.names.changes())
+    }
+
+    /// Whether the names are durable that it had when `names` told so many changes, and its own.
+    fn has_durable_names_up_to(&self, count: u64) -> bool {
+        self.names.is_durable_up_to(count) && self.name.is_durable()
     }
 
     /// Closes the files that are still to be synced. Each of them holds the layer.

@@ -114,18 +114,7 @@ impl Store {
     }
 
     fn tend_one(&self, tending: &Tending, pace: Pace) -> Result<bool> {
-        self.shared.disk.forget_crowd();
-        if self.shared.disk.has_too_many_open() {
-            self.shared.layers.tables.close_idle(&self.shared.disk);
-        }
-        // What a head has is closed by who writes there, and on some branches nobody does.
-        if self.shared.disk.has_too_many_unsynced() {
-            // Nobody finds a branch in use over this.
-            let _changing = self.changing();
-            self.loaded_timelines()
-                .iter()
-                .for_each(|timeline| timeline.close_some());
-        }
+        self.close_files();
         if self.sum_next(pace)? {
             return Ok(true);
         }
@@ -141,6 +130,25 @@ impl Store {
         match self.merge_next(tending.packing.unwrap_or(LEVEL), pace)? {
             true => Ok(true),
             false => flattened.and(packed),
+        }
+    }
+
+    /// Closes what nobody uses, where too much is open. What a head has is closed by who writes there; on some branches nobody does.
+    fn close_files(&self) {
+        let disk = &self.shared.disk;
+        disk.forget_crowd();
+        if !disk.is_crowded() {
+            return;
+        }
+        for timeline in self.known_timelines() {
+            // Nobody finds the branch in use over this.
+            let _changing = self.changing();
+            if let Some(timeline) = timeline.upgrade() {
+                timeline.make_closable();
+            }
+        }
+        if disk.has_too_many_open() {
+            self.shared.layers.tables.close_idle(disk);
         }
     }
 

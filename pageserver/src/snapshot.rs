@@ -359,8 +359,11 @@ fn info(branch: &BranchName, tag: &Tag, record: &SnapshotRecord) -> SnapshotInfo
 impl View {
     /// The Postgres cluster at the view's root, if there is one.
     pub fn postgres(&self) -> FsResult<Option<PgInfo>> {
+        let Some(control) = control_in(self)? else {
+            return Ok(None);
+        };
         let mut version = [0; 16];
-        let (Some(control), Some(len)) = (control_in(self)?, begin_of(self, &[pg::VERSION_FILE], &mut version)?) else {
+        let Some(len) = begin_of(self, &[pg::VERSION_FILE], &mut version)? else {
             return Ok(None);
         };
         Ok(Some(PgInfo {
@@ -373,10 +376,19 @@ impl View {
     }
 }
 
-/// What a snapshot keeps of the Postgres cluster in it.
+/// What a snapshot keeps of the Postgres cluster in it. One whose control file is damaged can be sealed all the same, so that a checkout
+/// can mend it.
 fn recorded_of(view: &View) -> Result<Option<PgInfo>> {
-    let postgres = view.postgres();
-    postgres.map_err(|e| Error::io("read the control file of the Postgres cluster")(e.into()))
+    match view.postgres() {
+        Err(e @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => {
+            Err(Error::io("read the control file of the Postgres cluster")(e.into()))
+        }
+        Err(error) => {
+            tracing::error!(%error, "what Postgres cluster a snapshot has can't be read");
+            Ok(None)
+        }
+        Ok(postgres) => Ok(postgres),
+    }
 }
 
 fn control_in(view: &View) -> FsResult<Option<ControlFile>> {

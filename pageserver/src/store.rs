@@ -7,7 +7,7 @@
 //!   layers/     a directory for each layer that is not packed
 //!   packs/      a file for each that is
 //!   reserve     space for the database on a full disk
-//!   poisoned/   a file for each timeline whose head is poisoned
+//!   poisoned/   a name for each timeline whose head is poisoned
 //!   lost/       layers with blocks that the database did not know when the store was opened
 //! ```
 
@@ -456,10 +456,10 @@ impl Store {
         loaded.any(|timeline| timeline.is_sealing(layer))
     }
 
-    /// The timelines that somebody has; they are in use for as long as the caller has them, too.
-    pub(crate) fn loaded_timelines(&self) -> Vec<Arc<Timeline>> {
+    /// The timelines that somebody has or had. One that is upgraded is in use for as long.
+    pub(crate) fn known_timelines(&self) -> Vec<Weak<Timeline>> {
         let timelines = self.timelines.lock().unwrap_or_else(|e| e.into_inner());
-        timelines.values().filter_map(Weak::upgrade).collect()
+        timelines.values().cloned().collect()
     }
 
     /// Has all views let go of the files that some bodies had; they are opened again where they are now.
@@ -475,7 +475,7 @@ impl Store {
     fn each_view(&self, each: impl Fn(&View)) {
         // Nobody finds a branch or a snapshot in use over this.
         let _changing = self.changing();
-        let timelines = self.loaded_timelines();
+        let timelines: Vec<Arc<Timeline>> = self.known_timelines().iter().filter_map(Weak::upgrade).collect();
         let views: Vec<Arc<View>> = {
             let views = self.views.lock().unwrap_or_else(|e| e.into_inner());
             views.values().filter_map(Weak::upgrade).collect()

@@ -29,7 +29,12 @@ impl SyncPoint {
     }
 
     pub fn is_durable(&self) -> bool {
-        self.durable.load(Ordering::Acquire) >= self.changes() && !self.failed.load(Ordering::Acquire)
+        self.is_durable_up_to(self.changes())
+    }
+
+    /// Whether everything is durable that was noted when [`SyncPoint::changes`] told `count`.
+    pub fn is_durable_up_to(&self, count: u64) -> bool {
+        self.durable.load(Ordering::Acquire) >= count && !self.failed.load(Ordering::Acquire)
     }
 
     /// Whether a flush is under way.

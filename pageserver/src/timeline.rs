@@ -15,7 +15,7 @@ mod durability;
 mod names;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use rocksdb::WriteBatch;
@@ -46,6 +46,8 @@ pub struct Timeline {
     /// Held by who closes files. The namespace is told what files have become by one at a time, so that it ends with what they became last: by who
     /// holds this, or the epoch alone.
     closing: Mutex<()>,
+    /// How many files were touched when the upkeep last looked.
+    touched_before: AtomicUsize,
     /// What the store had lost when this was loaded.
     losses: u64,
 }
@@ -105,6 +107,7 @@ impl Timeline {
             sealing: Mutex::default(),
             poisoned: AtomicBool::new(poisoned),
             closing: Mutex::default(),
+            touched_before: AtomicUsize::new(0),
         }
     }
 

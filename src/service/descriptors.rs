@@ -1,7 +1,7 @@
 //! How the process shares out the descriptors it may have: what the service, its stores and its mounts need comes first, and of what is left half is
 //! for the files of layers, which may go half as much above that for a moment.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pageserver::Disk;
@@ -28,8 +28,13 @@ const FILES_MAX: usize = 16 * 1024;
 pub struct Descriptors {
     limit: usize,
     disk: Disk,
-    mounts: AtomicUsize,
-    stores: AtomicUsize,
+    users: Mutex<Users>,
+}
+
+#[derive(Clone, Copy)]
+struct Users {
+    stores: usize,
+    mounts: usize,
 }
 
 impl Descriptors {
@@ -47,45 +52,67 @@ impl Descriptors {
         let descriptors = Descriptors {
             limit,
             disk: Disk::new(),
-            mounts: AtomicUsize::new(0),
-            stores: AtomicUsize::new(1),
+            users: Mutex::new(Users { stores: 1, mounts: 0 }),
         };
-        descriptors.share_out();
+        descriptors.change(|_| {});
         Ok(descriptors)
     }
 
-    /// The way to the files of all stores.
+    /// The way to the files of a store.
     pub fn disk(&self) -> Disk {
-        self.disk.clone()
+        self.disk.beside()
     }
 
     /// There are so many mounts, or will be.
     pub fn set_mounts(&self, mounts: usize) {
-        self.mounts.store(mounts, Ordering::Relaxed);
-        self.share_out();
+        self.change(|users| users.mounts = mounts);
     }
 
     pub fn set_stores(&self, stores: usize) {
-        self.stores.store(stores, Ordering::Relaxed);
-        self.share_out();
+        self.change(|users| users.stores = stores);
     }
 
     /// Refuses a mount beside so many others for which there is no room.
     pub fn check_mount(&self, others: usize) -> Result<()> {
-        match self.left(others + 1) {
-            left if left < LEFT_MIN => Err(refused(self.limit, &format!("too few for {} mounts", others + 1))),
+        let mounts = others + 1;
+        let users = Users {
+            mounts,
+            ..*self.users()
+        };
+        self.check(users, &format!("{mounts} mounts"))
+    }
+
+    /// The same for a storage.
+    pub fn check_store(&self, others: usize) -> Result<()> {
+        let stores = others + 1;
+        let users = Users {
+            stores,
+            ..*self.users()
+        };
+        self.check(users, &format!("{stores} storages"))
+    }
+
+    fn check(&self, users: Users, what: &str) -> Result<()> {
+        match self.left(users) {
+            left if left < LEFT_MIN => Err(refused(self.limit, &format!("too few for {what}"))),
             _ => Ok(()),
         }
     }
 
-    fn left(&self, mounts: usize) -> usize {
-        let taken = OWN + STORE * self.stores.load(Ordering::Relaxed) + MOUNT * mounts;
-        self.limit.saturating_sub(taken)
+    fn left(&self, users: Users) -> usize {
+        self.limit
+            .saturating_sub(OWN + STORE * users.stores + MOUNT * users.mounts)
     }
 
-    fn share_out(&self) {
-        let left = self.left(self.mounts.load(Ordering::Relaxed));
-        self.disk.keep_open((left / 2).clamp(LEFT_MIN / 4, FILES_MAX));
+    fn change(&self, change: impl FnOnce(&mut Users)) {
+        let mut users = self.users();
+        change(&mut users);
+        self.disk
+            .keep_open((self.left(*users) / 2).clamp(LEFT_MIN / 4, FILES_MAX));
+    }
+
+    fn users(&self) -> MutexGuard<'_, Users> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

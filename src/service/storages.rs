@@ -168,6 +168,7 @@ impl Storages {
             return Err(Error::refused(format!("{} lies in the store", path.display()))
                 .hint("give a directory outside of it, best on another disk"));
         }
+        self.descriptors.check_store(1 + attached.len())?;
         let (store, warning) = self.make_or_open(&path)?;
         self.refuse_twins(name, &store)?;
         self.keep_lock(name, &store)?;

@@ -53,7 +53,8 @@ impl Table {
     pub fn reserve(&self, place: &Place) -> Result<()> {
         let mut entries = self.entries();
         check_free(&entries, place)?;
-        self.descriptors.check_mount(entries.len())?;
+        let others = entries.iter().filter(|entry| !entry.excludes(place)).count();
+        self.descriptors.check_mount(others)?;
         self.change(&mut entries, |entry| !entry.excludes(place), Some(place))
     }
 

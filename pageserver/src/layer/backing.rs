@@ -20,6 +20,8 @@ pub struct Backing {
     /// Used since it was last looked for one to close.
     recent: AtomicBool,
     pub(super) data: SyncPoint,
+    /// How many changes of names there were in the layer when it had its own.
+    named: u64,
     /// Known to the layer as one that is to be synced.
     pub(super) listed: AtomicBool,
 }
@@ -53,14 +55,16 @@ impl Backing {
             is_scattered: AtomicBool::new(false),
             recent: AtomicBool::new(false),
             data: SyncPoint::default(),
+            named: 0,
             listed: AtomicBool::new(false),
         }
     }
 
-    /// Made and opened just now.
-    pub(super) fn made(layer: Arc<Layer>, ino: Ino, file: DiskFile) -> Backing {
+    /// Made and opened just now; its name is among so many changes of names.
+    pub(super) fn made(layer: Arc<Layer>, ino: Ino, file: DiskFile, named: u64) -> Backing {
         Backing {
             file: OnceLock::from(file),
+            named,
             ..Backing::new(layer, ino, true)
         }
     }
@@ -220,6 +224,9 @@ impl Backing {
         match self.read_and_verify(&*self.file_at(wait)?, buf, offset, wait) {
             // One that was open before its layer was merged may have more behind the file's end than the one that has its blocks now.
             Err(e) if e.kind() == io::ErrorKind::InvalidData && self.layer.sealed.has_merged() => {
+                if wait == Wait::No {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
                 self.read_and_verify(&self.layer.open_now(self.ino, false)?, buf, offset, wait)
             }
             read => read,
@@ -304,7 +311,7 @@ impl Backing {
 
     /// Whether the file's bytes, size and name are known to be durable.
     pub fn is_durable(&self) -> bool {
-        self.data.is_durable() && self.layer.has_durable_names()
+        self.data.is_durable() && self.layer.has_durable_names_up_to(self.named)
     }
 
     /// Has the disk start on a range of bytes, so that a later sync waits for less. What has checksums is durable.
@@ -322,6 +329,9 @@ impl Backing {
     /// Makes the file's bytes, size and name durable.
     pub fn sync(&self) -> io::Result<()> {
         self.sync_data()?;
-        self.layer.sync_names()
+        match self.layer.has_durable_names_up_to(self.named) {
+            true => Ok(()),
+            false => self.layer.sync_names(),
+        }
     }
 }

@@ -3,12 +3,14 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 
 use super::{Head, Timeline};
 use crate::error::FsResult;
 use crate::file::File;
+use crate::layer::Layer;
 use crate::types::*;
 
 const COPY_CHUNK: usize = 256 * 1024;
@@ -156,26 +158,52 @@ impl Timeline {
 
     /// Closes files that were not used for a while; those with unsynced bytes are synced for it, and snapshots go on meanwhile. Who finds somebody
     /// at it goes on.
-    pub(crate) fn close_some(&self) {
+    fn close_some(&self) {
         let Ok(_closing) = self.closing.try_lock() else {
             return;
         };
-        let layer = {
-            let head = self.head();
-            self.fold(&head);
-            head.layer.clone()
-        };
+        let layer = self.fold_now();
         if !self.view.close_idle() {
             return;
         }
         if self.shared.disk.is_crowded() && !self.is_poisoned() {
-            if let Err(e) = self.sync_layer(&layer) {
-                self.failed("sync before closing", Ino::ROOT, &e);
-                self.poison_after(&e);
+            self.sync_to_close(&layer);
+            if !self.view.close_idle() {
+                return;
             }
-            self.view.close_idle();
         }
         self.shared.disk.has_synced_and_closed();
+    }
+
+    /// Has all that the head has open be such that it can be closed, if as many files were written in it as when it was last asked: then
+    /// nobody writes there who would do so.
+    pub(crate) fn make_closable(&self) {
+        let Ok(_closing) = self.closing.try_lock() else {
+            return;
+        };
+        let written = self.head().touched().len();
+        if self.touched_before.swap(written, Ordering::Relaxed) != written || self.is_poisoned() {
+            return;
+        }
+        let layer = self.fold_now();
+        self.touched_before.store(0, Ordering::Relaxed);
+        // What is overwritten in place is left to who does so.
+        if written > 0 || layer.is_durable() {
+            self.sync_to_close(&layer);
+        }
+    }
+
+    fn fold_now(&self) -> Arc<Layer> {
+        let head = self.head();
+        self.fold(&head);
+        head.layer.clone()
+    }
+
+    fn sync_to_close(&self, layer: &Layer) {
+        if let Err(e) = self.sync_layer(layer) {
+            self.failed("sync before closing", Ino::ROOT, &e);
+            self.poison_after(&e);
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 """Postgres on zenith against Postgres on the plain filesystem below it.
 
 Every workload runs on every side in every round, the sides directly after one another and in an order that
-rotates from round to round, so that a machine that drifts drifts for all. A ratio is always taken within
-one round: this side's rate divided by the plain side's. After a failure scripts/bench clears everything away.
+rotates, so that a machine that drifts drifts for all; what leaves warm caches warm has five short turns a
+round. A ratio is always taken within one turn: this side's rate divided by the plain side's. After a failure
+scripts/bench clears everything away.
 """
 
 import argparse

@@ -7,57 +7,71 @@ import statistics
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 
 from machine import AS_ROOT, Failed, Meter, bytes_on_disk, drop_caches, read_all, resident_bytes, run
 from postgres import Cluster
 from report import progress
 from sides import Plain, Zenith
-from workloads import warm
+from workloads import SELECTS, rotated, warm
 
 MIB = 1 << 20
 BLOCK = 4096
 PAGE = 8192
-PROBES = 5  # measurements of a speed, of which the median counts
-PROBED = {"TPC-B": [], "select-only": ["-n", "-S"]}
+PROBES = 20  # turns in which speeds are compared, of which the median counts
+READS = 5  # scans, and readings of pages, of which the median counts
+PROBED = {"TPC-B": [], "select-only": SELECTS}
 RANDOM_READS = 3000
 KEPT = 10
 BRANCHES = 20
 IDLE_VIEWS = 50
 
 
-def speeds(plain, side, size):
-    """How fast TPC-B and selects are against the plain filesystem: the medians of what each turn of both had, by name. A snapshot's first
-    minute, when each block is written for the first time, is not in it: tpcb-8-snapshots measures that."""
-    ratios = {}
-    for place in (plain, side):
+class Place:
+    """A cluster whose speed is compared with others'; `around` is entered for each of its turns."""
+
+    def __init__(self, side, name=None, cluster=None, around=nullcontext):
+        self.name, self.cluster, self.around, self.service_pid = name or side.name, cluster or side.cluster, around, side.service_pid
+
+
+def speeds(first, others, size):
+    """How fast TPC-B and selects are in each of the others against the first: the medians of what turns of all had, by place and kind. A snapshot's
+    first minute, when each block is written for the first time, is not in it: tpcb-8-snapshots measures that."""
+    places = [first, *others]
+    for place in places:
         warm(place)
         place.cluster.pgbench(8, 2 * size.seconds)
-    for number in range(PROBES):
-        order = (plain, side) if number % 2 == 0 else (side, plain)
-        turn = {place: probe(place, size) for place in order}
-        for name, base, own in zip(PROBED, turn[plain], turn[side]):
-            ratios.setdefault(name, []).append(own / base)
-    medians = {name: statistics.median(found) for name, found in ratios.items()}
-    progress("against plain: " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in medians.items()))
-    return medians
+        place.cluster.sql("CHECKPOINT")
+    turns = [{place.name: probe(place, size) for place in rotated(places, number)} for number in range(PROBES)]
+    return {place.name: medians(first, place, turns) for place in others}
 
 
-def probe(side, size):
-    """Transactions a second of each kind."""
-    rates = []
-    side.cluster.sql("CHECKPOINT")
-    for name, more in PROBED.items():
-        with Meter(side.service_pid()) as meter:
-            transactions, rate = side.cluster.pgbench(8, size.seconds // 2, *more)
-        rates.append(rate)
-        machine, service = (1e6 * cpu / max(transactions, 1) for cpu in (meter.machine_cpu, meter.process_cpu))
-        progress(f"{name:11}  {side.name:8}  {rate:9.1f}  {machine:6.1f} us of CPU each, {service:.1f} of the service")
+def medians(first, place, turns):
+    found = {}
+    for kind in PROBED:
+        ratios = [turn[place.name][kind] / turn[first.name][kind] for turn in turns]
+        found[kind] = statistics.median(ratios)
+        progress(f"{kind}: {place.name} against {first.name}: {found[kind]:.3f}, "
+                 f"mean {statistics.mean(ratios):.3f} ± {statistics.stdev(ratios) / PROBES ** 0.5:.3f}")
+    return found
+
+
+def probe(place, size):
+    """Transactions a second, by kind."""
+    rates = {}
+    with place.around():
+        for kind, more in PROBED.items():
+            with Meter(place.service_pid()) as meter:
+                transactions, rates[kind] = place.cluster.pgbench(8, size.seconds // 5, *more)
+            machine, service = (1e6 * cpu / max(transactions, 1) for cpu in (meter.machine_cpu, meter.process_cpu))
+            progress(f"{kind:11}  {place.name:8}  {rates[kind]:9.1f}  {machine:6.1f} us of CPU each, {service:.1f} of the service")
+        place.cluster.sql("CHECKPOINT")
     return rates
 
 
-def slower(before, after, name):
-    """By how much zenith is slower than before, in percent, if the plain filesystem were as fast as before: tables grow there, too."""
-    return 100 * (1 - after[name] / before[name])
+def slower(after, before=1):
+    """By how much a speed is less, in percent."""
+    return 100 * (1 - after / before)
 
 
 def storage(side, name="local"):
@@ -139,26 +153,28 @@ def fresh_copy(side, tags):
 
 
 def history_costs(claim, side, size, answer):
+    """A cluster with a snapshot each second, and when most of these are gone, against itself before, as far as the plain filesystem has not become
+    slower, too: tables grow there as well."""
     plain = Plain(side.options, f"{claim}-plain")
     plain.fill(size.claim_scale["1GiB"])
     with plain.cluster.running(), side.cluster.running():
-        before = speeds(plain, side, size)
+        before = speeds(Place(plain), [Place(side)], size)[side.name]
         plain.cluster.pgbench(8, size.history_seconds)
         tags = write_with_snapshots(side, size.history_seconds)
         progress(f"{claim}: {len(tags)} snapshots")
         wait_for_upkeep(side)
-        after = speeds(plain, side, size)
+        after = speeds(Place(plain), [Place(side)], size)[side.name]
         for tag in tags[:-KEPT]:
             side.drop_snapshot(tag)
         wait_for_upkeep(side)
-        pruned = speeds(plain, side, size)
+        pruned = speeds(Place(plain), [Place(side)], size)[side.name]
         side.cluster.sql("CHECKPOINT")
         side.snapshot("end")
     wait_for_upkeep(side)
     answers = []
     for when, then in ((f"after {len(tags)} snapshots", after), ("after pruning", pruned)):
         for name in PROBED:
-            answers.append(answer(claim, f"{name} {when}, slower against plain than before", slower(before, then, name), 5, "%"))
+            answers.append(answer(claim, f"{name} {when}, slower against plain than before", slower(then[name], before[name]), 5, "%"))
     fresh, used = fresh_copy(side, [*tags[-KEPT:], "end"])
     answers.append(answer(claim, f"{used / MIB:.0f} MiB held after pruning, more than a fresh copy", 100 * (used / fresh - 1), 5, "%"))
     return answers
@@ -190,52 +206,48 @@ def branch_deep(side, tag):
 
 
 def depth_costs(claim, side, size, answer):
-    """A cluster after a thousand snapshots and far from where it began, against itself without them; the plain filesystem beside it tells what its
-    growth alone costs."""
-    plain = Plain(side.options, f"{claim}-plain")
-    plain.fill(size.claim_scale["1GiB"])
-    answers = []
-    with plain.cluster.running():
+    """A cluster after a thousand snapshots, and a view far from where it began, against one that has written as much and has neither."""
+    fresh = Zenith(side.options, f"{claim}-fresh")
+    fresh.fill(size.claim_scale["1GiB"])
+    with fresh.cluster.running():
+        fresh.cluster.pgbench(8, size.history_seconds // 4)
         with side.cluster.running():
-            before = speeds(plain, side, size)
-            plain.cluster.pgbench(8, size.history_seconds // 4)
             tags = write_and_snapshot(side, size.snapshots * 5, size.history_seconds // 4)
+            side.zenith("snapshot", "create", "main@last")
+            deep = branch_deep(side, "main@last")
             wait_for_upkeep(side)
-            after = speeds(plain, side, size)
-        side.zenith("snapshot", "create", "main@last")
-        side.cluster = branch_deep(side, "main@last")
-        wait_for_upkeep(side)
-        with side.cluster.running():
-            deep = speeds(plain, side, size)
-    for when, then in ((f"after {len(tags)} snapshots", after), (f"on a view {BRANCHES} branches deep", deep)):
-        for name in PROBED:
-            answers.append(answer(claim, f"{name} {when}, slower against plain than before", slower(before, then, name), 3, "%"))
+            with deep.running():
+                places = [Place(side, f"after {len(tags)} snapshots"), Place(side, f"{BRANCHES} branches deep", deep)]
+                found = speeds(Place(fresh, "fresh"), places, size)
     for number in range(BRANCHES):
         side.zenith("umount", side.home / f"deep-{number}")
-    return answers
+    fresh.close()
+    return [answer(claim, f"{kind} {place}, slower than without", slower(ratio), 3, "%") for place, kinds in found.items() for kind, ratio in kinds.items()]
 
 
 def company_costs(claim, side, size, answer):
-    """A cluster while many other views are mounted, which do nothing, against itself alone. A snapshot has been taken just before either: each
-    block is written for the first time after it."""
-    plain = Plain(side.options, f"{claim}-plain")
-    plain.fill(size.claim_scale["1GiB"])
+    """A cluster while many other views are mounted, which do nothing, against itself alone."""
     views = [side.home / f"idle-{number}" for number in range(IDLE_VIEWS)]
-    with plain.cluster.running(), side.cluster.running():
-        side.snapshot("alone")
-        wait_for_upkeep(side)
-        before = speeds(plain, side, size)
-        alone = resident_bytes(side.service_pid())
+
+    @contextmanager
+    def company():
+        for view in views:
+            side.mount(view.name, view)
+        yield
+        for view in views:
+            side.zenith("umount", view)
+
+    with side.cluster.running():
         side.snapshot("start")
         for view in views:
-            side.mount("main@start", view, "--cow", view.name)
+            side.zenith("branch", view.name, "main@start")
         wait_for_upkeep(side)
-        after = speeds(plain, side, size)
-        resident = resident_bytes(side.service_pid())
-    for view in views:
-        side.zenith("umount", view)
-    answers = [answer(claim, f"{name} beside {IDLE_VIEWS} idle views, slower against plain than before", slower(before, after, name), 3, "%")
-               for name in PROBED]
+        beside = Place(side, f"beside {IDLE_VIEWS} idle views", around=company)
+        found = speeds(Place(side, "alone"), [beside], size)[beside.name]
+        alone = resident_bytes(side.service_pid())
+        with company():
+            resident = resident_bytes(side.service_pid())
+    answers = [answer(claim, f"{kind} {beside.name}, slower than alone", slower(ratio), 3, "%") for kind, ratio in found.items()]
     answers.append(answer(claim, "service resident, more by each of them", (resident - alone) / IDLE_VIEWS / MIB, None, "MiB"))
     return answers
 
@@ -323,7 +335,7 @@ def packed_costs(claim, side, answer):
     places = {"plain": plain, "btrfs zstd:3": btrfs, "packed": packed.files}
     for what, measure, unit in (("cold scan", scan, "MiB/s"), ("cold page at random", pages, "us")):
         found = {name: [] for name in places}
-        for _ in range(PROBES):
+        for _ in range(READS):
             for name, place in places.items():
                 found[name].append(measure(place))
         answers += [answer(claim, f"{name}: {what}", statistics.median(values), None, unit) for name, values in found.items()]

@@ -24,7 +24,7 @@ def summarise(samples, claims, machine, size):
 
 
 def ratio(samples, workload, side):
-    """One side against the plain filesystem, round by round."""
+    """One side against the plain filesystem, turn by turn."""
     base, own = of_side(samples, workload, BASE), of_side(samples, workload, side)
     ratios = [mine["rate"] / theirs["rate"] for mine, theirs in zip(own, base, strict=True)]
     return {
@@ -33,6 +33,8 @@ def ratio(samples, workload, side):
         "median": statistics.median(ratios),
         "min": min(ratios),
         "max": max(ratios),
+        "mean": statistics.mean(ratios),
+        "error": statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else None,
         "plain_rate": statistics.median(sample["rate"] for sample in base),
         "rate": statistics.median(sample["rate"] for sample in own),
         "plain_machine_cpu_ms": statistics.median(sample["machine_cpu_ms"] for sample in base),
@@ -44,9 +46,9 @@ def ratio(samples, workload, side):
 
 
 def of_side(samples, workload, side):
-    """In the order of the rounds."""
+    """In the order of the turns."""
     chosen = [sample for sample in samples if (sample["workload"], sample["side"]) == (workload, side)]
-    return sorted(chosen, key=lambda sample: sample["round"])
+    return sorted(chosen, key=lambda sample: sample["turn"])
 
 
 def write_json(results, path):
@@ -56,18 +58,18 @@ def write_json(results, path):
 def print_tables(results):
     if results["ratios"]:
         print(f"\nRates against the plain filesystem; rounds: {results['machine']['rounds']} (CPU in ms per transaction or MiB; stolen: what a host "
-              "took of the machine in the worst round)\n")
+              "took of the machine in the worst turn; ±: the standard error of the mean)\n")
         print_table([RATIO_HEADER, *map(ratio_row, results["ratios"])])
     if results["claims"]:
         print("\nPromises\n")
         print_table([CLAIM_HEADER, *map(claim_row, results["claims"])])
 
 
-RATIO_HEADER = ["workload", "side", "median", "min", "max", "plain /s", "side /s", "CPU plain", "CPU side", "of it service", "stolen, %", "RSS MiB"]
+RATIO_HEADER = ["workload", "side", "median", "mean", "±", "min", "max", "plain /s", "side /s", "CPU plain", "CPU side", "of it service", "stolen, %", "RSS MiB"]
 
 
 def ratio_row(row):
-    figures = [f"{row[name]:.2f}" for name in ("median", "min", "max")]
+    figures = ["" if row[name] is None else f"{row[name]:.2f}" for name in ("median", "mean", "error", "min", "max")]
     rates = [f"{row[name]:.0f}" for name in ("plain_rate", "rate")]
     cpu = [f"{row[name]:.3f}" for name in ("plain_machine_cpu_ms", "machine_cpu_ms", "service_cpu_ms")]
     return [row["workload"], row["side"], *figures, *rates, *cpu, f"{100 * row['stolen']:.1f}", f"{row['resident_bytes'] / (1 << 20):.0f}"]

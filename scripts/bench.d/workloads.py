@@ -2,14 +2,15 @@
 
 A workload gets a side whose server is up, brings it into a defined state (checkpoint, warm or cold caches), and
 returns a rate (more is better) with the amount of work done and what that cost, so that CPU time can be told per
-piece of work: a transaction, or a MiB.
+piece of work: a transaction, or a MiB. What leaves warm caches warm is measured in short turns with all servers up:
+a machine's speed drifts within the minute that a longer one takes.
 """
 
 import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 
 from machine import Meter, drop_caches, read_all
@@ -18,6 +19,8 @@ from report import progress
 
 PAGE = 8192
 WAL_SEGMENT = 16 << 20
+TURNS = 5  # in a round, of what is measured in turns
+SELECTS = "-n", "-S"
 
 
 @dataclass
@@ -44,9 +47,9 @@ class Size:
 
 @dataclass
 class Sample:
-    """One measurement of one workload on one side in one round."""
+    """One measurement of one workload on one side."""
 
-    round: int
+    turn: int  # those of all sides with the same number belong together
     workload: str
     side: str
     rate: float
@@ -65,9 +68,9 @@ class Load:
     meter: Meter
 
 
-def pgbench(side, size, clients, *more):
+def pgbench(side, seconds, clients, *more):
     with Meter(side.service_pid()) as meter:
-        transactions, rate = side.cluster.pgbench(clients, size.seconds, *more)
+        transactions, rate = side.cluster.pgbench(clients, seconds, *more)
     return Load(rate, transactions, meter)
 
 
@@ -76,15 +79,11 @@ def warm(side):
     read_all(side.cluster.data / "base")
 
 
-def tpcb(side, size, clients):
+def tpcb_with_snapshots(side, size):
     warm(side)
     side.cluster.sql("CHECKPOINT")
-    return pgbench(side, size, clients)
-
-
-def tpcb_with_snapshots(side, size):
     with snapshots_every(size.snapshot_every, side):
-        return tpcb(side, size, 8)
+        return pgbench(side, size.seconds, 8)
 
 
 @contextmanager
@@ -108,18 +107,10 @@ def snapshots_every(seconds, side):
         side.drop_snapshot(tag)
 
 
-def select_only(side, size):
-    """All of the table fits the kernel's cache and not Postgres' own. What was updated is scanned before, so that nothing is left to prune."""
-    warm(side)
-    side.cluster.sql("SELECT count(*) FROM pgbench_accounts")
-    side.cluster.pgbench(8, max(2, size.seconds // 4), "-n", "-S")
-    return pgbench(side, size, 8, "-n", "-S")
-
-
 def select_only_cold(side, size):
-    """As select-only, from caches that are empty when it begins."""
+    """From caches that are empty when it begins."""
     restart_cold(side)
-    return pgbench(side, size, 8, "-n", "-S")
+    return pgbench(side, size.seconds, 8, *SELECTS)
 
 
 def wal_writes(side, size):
@@ -193,11 +184,10 @@ def crash_recovery(side, size):
     return Load(megabytes / meter.seconds, megabytes, meter)
 
 
-WORKLOADS = {
-    "tpcb-1": lambda side, size: tpcb(side, size, 1),
-    "tpcb-8": lambda side, size: tpcb(side, size, 8),
+# How many clients, and what pgbench is told. All of the table fits the kernel's cache and not Postgres' own.
+IN_TURNS = {"tpcb-1": (1,), "tpcb-8": (8,), "select-8": (8, *SELECTS)}
+BY_THEMSELVES = {
     "tpcb-8-snapshots": tpcb_with_snapshots,
-    "select-8": select_only,
     "select-8-cold": select_only_cold,
     "wal-writes": wal_writes,
     "copy": copy,
@@ -205,14 +195,45 @@ WORKLOADS = {
     "cold-scan": cold_scan,
     "crash-recovery": crash_recovery,
 }
+# In this order: the later ones read what TPC-B has written between snapshots.
+WORKLOADS = ["tpcb-1", "tpcb-8", "tpcb-8-snapshots", "select-8", "select-8-cold", "wal-writes", "copy", "create-table-as", "cold-scan", "crash-recovery"]
 
 
-def measure(side, name, size, number):
-    with side.cluster.running():
-        load = WORKLOADS[name](side, size)
-    progress(f"round {number + 1}  {name:18}  {side.name:8}  {load.rate:12.1f}")
+def measure_in_turns(sides, name, size, number):
+    """What was updated is scanned before, so that selects find nothing left to prune. A checkpoint after each turn leaves nothing for the kernel to
+    write in another side's."""
+    seconds = size.seconds // TURNS
+    with ExitStack() as servers:
+        for side in sides:
+            servers.enter_context(side.cluster.running())
+        for side in sides:
+            warm(side)
+            side.cluster.sql("SELECT count(*) FROM pgbench_accounts")
+            side.cluster.pgbench(8, seconds, *SELECTS)
+            side.cluster.sql("CHECKPOINT")
+        for turn in range(number * TURNS, (number + 1) * TURNS):
+            for side in rotated(sides, turn):
+                load = pgbench(side, seconds, *IN_TURNS[name])
+                side.cluster.sql("CHECKPOINT")
+                yield sample(turn, name, side, load)
+
+
+def measure_by_themselves(sides, name, size, number):
+    for side in rotated(sides, number):
+        with side.cluster.running():
+            load = BY_THEMSELVES[name](side, size)
+        yield sample(number, name, side, load)
+
+
+def rotated(sides, number):
+    first = number % len(sides)
+    return sides[first:] + sides[:first]
+
+
+def sample(turn, name, side, load):
+    progress(f"turn {turn + 1}  {name:18}  {side.name:8}  {load.rate:12.1f}")
     per_piece, meter = 1000 / max(load.amount, 1), load.meter
-    return Sample(number, name, side.name, load.rate, meter.process_cpu * per_piece, meter.machine_cpu * per_piece,
+    return Sample(turn, name, side.name, load.rate, meter.process_cpu * per_piece, meter.machine_cpu * per_piece,
                   meter.stolen_cpu / (meter.seconds * os.cpu_count()), meter.resident_bytes)
 
 
@@ -220,7 +241,6 @@ def run_rounds(sides, chosen, rounds, size):
     samples = []
     for number in range(rounds):
         for name in chosen:
-            first = number % len(sides)
-            for side in sides[first:] + sides[:first]:
-                samples.append(asdict(measure(side, name, size, number)))
+            measure = measure_in_turns if name in IN_TURNS else measure_by_themselves
+            samples += [asdict(found) for found in measure(sides, name, size, number)]
     return samples

@@ -96,6 +96,21 @@ impl Turn<'_> {
         }
     }
 
+    /// Has the disk begin with what the sync of a commit, whose request is on its way as soon as this one is answered, will wait for. Not while syncs
+    /// are made aside: a disk that is slow, or behind, can make wait who asks it for anything.
+    pub fn before_commit<E>(&self, begin: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let aside = &self.readers.aside;
+        if aside.load(Ordering::Relaxed) > 0 {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let done = begin();
+        if begun.elapsed() > SLOW {
+            aside.store(SYNCS_ASIDE, Ordering::Relaxed);
+        }
+        done
+    }
+
     /// Serves a commit's sync. Its caller is the one who waits for it, mostly, so no other thread is woken, unless syncs are slow or have kept somebody
     /// else waiting.
     pub fn commit<T>(&mut self, sync: impl FnOnce() -> T) -> T {
@@ -265,6 +280,28 @@ mod tests {
             assert!(is_aside());
         }
         assert!(!is_aside() && is_aside());
+    }
+
+    #[test]
+    fn what_a_commit_will_wait_for_is_begun_unless_the_disk_is_slow() {
+        let readers = known(None);
+        let is_begun = |takes| {
+            let mut is_begun = false;
+            let begin = || {
+                is_begun = true;
+                thread::sleep(takes);
+                Ok::<_, ()>(())
+            };
+            readers.turn().before_commit(begin).expect("begun");
+            is_begun
+        };
+        assert!(is_begun(Duration::ZERO) && is_begun(2 * SLOW));
+        for _ in 0..SYNCS_ASIDE {
+            assert!(!is_begun(Duration::ZERO));
+            assert!(is_aside(&readers, || ()));
+        }
+        assert!(is_begun(Duration::ZERO) && !is_aside(&readers, || ()));
+        readers.turn().before_commit(|| Err("full")).expect_err("said");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -523,6 +523,54 @@ fn a_synchronous_write_is_durable_or_fails() {
         lazy.write_all_at(b"2", 0).expect("nobody asked for a sync");
         assert_eq!(errno(synchronous.write_all_at(b"3", 0)), Some(Errno::EIO), "{name}");
     }
+}
+
+/// Counts how often the disk is asked to begin, and fails that once it is told to.
+#[derive(Default)]
+struct Begun {
+    times: AtomicUsize,
+    fails: AtomicBool,
+}
+
+impl Hook for Begun {
+    fn before(&self, call: Call) -> io::Result<()> {
+        if call == Call::StartSync {
+            self.times.fetch_add(1, Ordering::Relaxed);
+            if self.fails.load(Ordering::Relaxed) {
+                return Err(Errno::ENOSPC.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn the_disk_begins_with_wal_when_it_is_written() {
+    let disk = Arc::new(Begun::default());
+    let scratch = Scratch::on(Disk::new().with_hook(disk.clone()), "mount-begun", owner());
+    let mounted = Mounted::new("begun", scratch.head());
+    fs::create_dir(mounted.path("pg_wal")).expect("made");
+    let open = |flags| {
+        File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(flags)
+            .open(mounted.path("pg_wal/segment"))
+            .expect("opened")
+    };
+    let segment = open(0);
+    segment.write_all_at(&[1; 8192], 0).expect("written");
+    assert_eq!(disk.times.load(Ordering::Relaxed), 1);
+    open(libc::O_DSYNC).write_all_at(&[2; 8192], 0).expect("written");
+    assert_eq!(disk.times.load(Ordering::Relaxed), 1, "it is durable");
+    disk.fails.store(true, Ordering::Relaxed);
+    assert_eq!(errno(segment.write_all_at(&[3; 8192], 0)), Some(Errno::ENOSPC));
+    assert_eq!(
+        errno(segment.sync_data()),
+        Some(Errno::EIO),
+        "what was given up is not known"
+    );
 }
 
 /// Holds calls of a kind up until it is told to let them go on, or nobody can tell it any more.

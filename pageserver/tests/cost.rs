@@ -188,9 +188,11 @@ fn writing_out_is_one_call_and_its_failure_is_the_writes() {
     let ino = bench.file("a", 8192);
     let (asked, calls) = bench.calls(|| bench.timeline.write_out(ino, 0, 8192));
     assert_eq!((asked, calls), (Ok(()), HashMap::from([(Call::StartSync, 1)])));
-    let failed = bench.failing(Call::StartSync, libc::EIO, || bench.timeline.write_out(ino, 0, 8192));
-    assert_eq!(failed, Err(Errno::EIO));
-    assert_eq!(bench.timeline.fsync(ino), Err(Errno::EIO));
+    let failed = bench.failing(Call::StartSync, libc::EUCLEAN, || {
+        bench.timeline.write_out(ino, 0, 8192)
+    });
+    assert_eq!(failed, Err(Errno::EUCLEAN));
+    assert_eq!(bench.timeline.fsync(ino), Err(Errno::EIO), "nothing says what was lost");
 }
 
 #[test]

@@ -31,6 +31,7 @@ class Answer:
     measured: float
     limit: float | None
     unit: str
+    error: float | None = None  # the standard error of what was measured
 
 
 def one_gib(side, size):

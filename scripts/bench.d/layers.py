@@ -1,26 +1,29 @@
 """What sealed layers cost in the long run: a history of many snapshots that is pruned, and layers that are packed."""
 
 import json
+import math
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 from machine import AS_ROOT, Failed, Meter, bytes_on_disk, drop_caches, read_all, resident_bytes, run
 from postgres import Cluster
-from report import progress
+from report import progress, standard_error
 from sides import Plain, Zenith
-from workloads import SELECTS, rotated, warm
+from workloads import TURNS, rotated, settle, warm
 
 MIB = 1 << 20
 BLOCK = 4096
 PAGE = 8192
-PROBES = 20  # turns in which speeds are compared, of which the median counts
+PROBES = 20  # turns in which speeds are compared
 READS = 5  # scans, and readings of pages, of which the median counts
-PROBED = {"TPC-B": [], "select-only": SELECTS}
+PROBED = {"select-only": ["-S"], "TPC-B": []}
 RANDOM_READS = 3000
 KEPT = 10
 BRANCHES = 20
@@ -34,25 +37,34 @@ class Place:
         self.name, self.cluster, self.around, self.service_pid = name or side.name, cluster or side.cluster, around, side.service_pid
 
 
+@dataclass
+class Ratio:
+    """The mean of many turns' ratios, and its standard error."""
+
+    mean: float
+    error: float
+
+    def against(self, before):
+        mean = self.mean / before.mean
+        return Ratio(mean, mean * math.hypot(self.error / self.mean, before.error / before.mean))
+
+
 def speeds(first, others, size):
-    """How fast TPC-B and selects are in each of the others against the first: the medians of what turns of all had, by place and kind. A snapshot's
-    first minute, when each block is written for the first time, is not in it: tpcb-8-snapshots measures that."""
+    """How fast TPC-B and selects are in each of the others against the first, by place and kind. A snapshot's first minute, when each block is
+    written for the first time, is not in it: tpcb-8-snapshots measures that."""
     places = [first, *others]
     for place in places:
         warm(place)
-        place.cluster.pgbench(8, 2 * size.seconds)
-        place.cluster.sql("CHECKPOINT")
+        place.cluster.pgbench(8, 3 * size.seconds)
+        settle(place.cluster)
     turns = [{place.name: probe(place, size) for place in rotated(places, number)} for number in range(PROBES)]
-    return {place.name: medians(first, place, turns) for place in others}
+    return {place.name: {kind: compared(first, place, kind, turns) for kind in PROBED} for place in others}
 
 
-def medians(first, place, turns):
-    found = {}
-    for kind in PROBED:
-        ratios = [turn[place.name][kind] / turn[first.name][kind] for turn in turns]
-        found[kind] = statistics.median(ratios)
-        progress(f"{kind}: {place.name} against {first.name}: {found[kind]:.3f}, "
-                 f"mean {statistics.mean(ratios):.3f} ± {statistics.stdev(ratios) / PROBES ** 0.5:.3f}")
+def compared(first, place, kind, turns):
+    ratios = [turn[place.name][kind] / turn[first.name][kind] for turn in turns]
+    found = Ratio(statistics.geometric_mean(ratios), standard_error(ratios))
+    progress(f"{kind}: {place.name} against {first.name}: {found.mean:.3f} ± {found.error:.3f}")
     return found
 
 
@@ -62,16 +74,16 @@ def probe(place, size):
     with place.around():
         for kind, more in PROBED.items():
             with Meter(place.service_pid()) as meter:
-                transactions, rates[kind] = place.cluster.pgbench(8, size.seconds // 5, *more)
+                transactions, rates[kind] = place.cluster.pgbench(8, size.seconds // TURNS, "-n", *more)
             machine, service = (1e6 * cpu / max(transactions, 1) for cpu in (meter.machine_cpu, meter.process_cpu))
             progress(f"{kind:11}  {place.name:8}  {rates[kind]:9.1f}  {machine:6.1f} us of CPU each, {service:.1f} of the service")
-        place.cluster.sql("CHECKPOINT")
+        settle(place.cluster)
     return rates
 
 
-def slower(after, before=1):
-    """By how much a speed is less, in percent."""
-    return 100 * (1 - after / before)
+def slower(answer, claim, what, ratio, limit):
+    """An answer: by how much a speed is less, in percent."""
+    return answer(claim, what, 100 * (1 - ratio.mean), limit, "%", 100 * ratio.error)
 
 
 def storage(side, name="local"):
@@ -174,7 +186,8 @@ def history_costs(claim, side, size, answer):
     answers = []
     for when, then in ((f"after {len(tags)} snapshots", after), ("after pruning", pruned)):
         for name in PROBED:
-            answers.append(answer(claim, f"{name} {when}, slower against plain than before", slower(then[name], before[name]), 5, "%"))
+            what = f"{name} {when}, slower against plain than before"
+            answers.append(slower(answer, claim, what, then[name].against(before[name]), 5))
     fresh, used = fresh_copy(side, [*tags[-KEPT:], "end"])
     answers.append(answer(claim, f"{used / MIB:.0f} MiB held after pruning, more than a fresh copy", 100 * (used / fresh - 1), 5, "%"))
     return answers
@@ -206,27 +219,30 @@ def branch_deep(side, tag):
 
 
 def depth_costs(claim, side, size, answer):
-    """A cluster after a thousand snapshots, and a view far from where it began, against one that has written as much and has neither."""
+    """A cluster after a thousand snapshots, and a view far from where it began, against one that was filled and written to alike and has one snapshot:
+    a first write costs the same everywhere then."""
     fresh = Zenith(side.options, f"{claim}-fresh")
     fresh.fill(size.claim_scale["1GiB"])
-    with fresh.cluster.running():
+    with fresh.cluster.running(), side.cluster.running():
         fresh.cluster.pgbench(8, size.history_seconds // 4)
-        with side.cluster.running():
-            tags = write_and_snapshot(side, size.snapshots * 5, size.history_seconds // 4)
-            side.zenith("snapshot", "create", "main@last")
-            deep = branch_deep(side, "main@last")
-            wait_for_upkeep(side)
-            with deep.running():
-                places = [Place(side, f"after {len(tags)} snapshots"), Place(side, f"{BRANCHES} branches deep", deep)]
-                found = speeds(Place(fresh, "fresh"), places, size)
+        tags = write_and_snapshot(side, size.snapshots * 5, size.history_seconds // 4)
+        for each in (fresh, side):
+            each.snapshot("last")
+        deep = branch_deep(side, "main@last")
+        wait_for_upkeep(side)
+        wait_for_upkeep(fresh)
+        with deep.running():
+            places = [Place(side, f"after {len(tags)} snapshots"), Place(side, f"{BRANCHES} branches deep", deep)]
+            found = speeds(Place(fresh, "fresh"), places, size)
     for number in range(BRANCHES):
         side.zenith("umount", side.home / f"deep-{number}")
     fresh.close()
-    return [answer(claim, f"{kind} {place}, slower than without", slower(ratio), 3, "%") for place, kinds in found.items() for kind, ratio in kinds.items()]
+    shutil.rmtree(fresh.store)
+    return [slower(answer, claim, f"{kind} {place}, slower than without", ratio, 3) for place, kinds in found.items() for kind, ratio in kinds.items()]
 
 
 def company_costs(claim, side, size, answer):
-    """A cluster while many other views are mounted, which do nothing, against itself alone."""
+    """A cluster while many other views are mounted, which do nothing, against itself while they are not."""
     views = [side.home / f"idle-{number}" for number in range(IDLE_VIEWS)]
 
     @contextmanager
@@ -242,12 +258,12 @@ def company_costs(claim, side, size, answer):
         for view in views:
             side.zenith("branch", view.name, "main@start")
         wait_for_upkeep(side)
-        beside = Place(side, f"beside {IDLE_VIEWS} idle views", around=company)
-        found = speeds(Place(side, "alone"), [beside], size)[beside.name]
         alone = resident_bytes(side.service_pid())
         with company():
             resident = resident_bytes(side.service_pid())
-    answers = [answer(claim, f"{kind} {beside.name}, slower than alone", slower(ratio), 3, "%") for kind, ratio in found.items()]
+        beside = Place(side, f"beside {IDLE_VIEWS} idle views", around=company)
+        found = speeds(Place(side, "alone"), [beside], size)[beside.name]
+    answers = [slower(answer, claim, f"{kind} {beside.name}, slower than alone", ratio, 3) for kind, ratio in found.items()]
     answers.append(answer(claim, "service resident, more by each of them", (resident - alone) / IDLE_VIEWS / MIB, None, "MiB"))
     return answers
 

@@ -37,7 +37,7 @@ def axis(top, height):
 
 
 def legend(ratios):
-    yield text(LEFT, 20, "rate / rate on the plain filesystem, same round:")
+    yield text(LEFT, 20, "rate / rate on the plain filesystem, same turn:")
     for index, side in enumerate(dict.fromkeys(row["side"] for row in ratios)):
         yield text(LEFT + 330 + 70 * index, 20, side, colour=COLOURS[side])
 

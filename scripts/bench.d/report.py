@@ -33,8 +33,9 @@ def ratio(samples, workload, side):
         "median": statistics.median(ratios),
         "min": min(ratios),
         "max": max(ratios),
-        "mean": statistics.mean(ratios),
-        "error": statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else None,
+        "mean": statistics.geometric_mean(ratios),
+        "error": standard_error(ratios),
+        "turns": len(ratios),
         "plain_rate": statistics.median(sample["rate"] for sample in base),
         "rate": statistics.median(sample["rate"] for sample in own),
         "plain_machine_cpu_ms": statistics.median(sample["machine_cpu_ms"] for sample in base),
@@ -43,6 +44,11 @@ def ratio(samples, workload, side):
         "stolen": max(sample["stolen"] for sample in base + own),
         "resident_bytes": max(sample["resident_bytes"] for sample in own),
     }
+
+
+def standard_error(values):
+    """Of their mean, as if none had to do with the one before."""
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
 def of_side(samples, workload, side):
@@ -65,25 +71,31 @@ def print_tables(results):
         print_table([CLAIM_HEADER, *map(claim_row, results["claims"])])
 
 
-RATIO_HEADER = ["workload", "side", "median", "mean", "±", "min", "max", "plain /s", "side /s", "CPU plain", "CPU side", "of it service", "stolen, %", "RSS MiB"]
+RATIO_HEADER = ["workload", "side", "median", "mean", "±", "turns", "min", "max", "plain /s", "side /s", "CPU plain", "CPU side", "of it service", "stolen, %", "RSS MiB"]
 
 
 def ratio_row(row):
-    figures = ["" if row[name] is None else f"{row[name]:.2f}" for name in ("median", "mean", "error", "min", "max")]
+    error = "" if row["error"] is None else f"{row['error']:.3f}"
+    figures = [f"{row['median']:.2f}", f"{row['mean']:.2f}", error, str(row["turns"]), f"{row['min']:.2f}", f"{row['max']:.2f}"]
     rates = [f"{row[name]:.0f}" for name in ("plain_rate", "rate")]
     cpu = [f"{row[name]:.3f}" for name in ("plain_machine_cpu_ms", "machine_cpu_ms", "service_cpu_ms")]
     return [row["workload"], row["side"], *figures, *rates, *cpu, f"{100 * row['stolen']:.1f}", f"{row['resident_bytes'] / (1 << 20):.0f}"]
 
 
-CLAIM_HEADER = ["where", "what", "measured", "limit", "unit", ""]
+CLAIM_HEADER = ["where", "what", "measured", "±", "limit", "unit", ""]
 
 
 def claim_row(row):
-    measured = [row["claim"], row["what"], f"{row['measured']:.2f}"]
+    measured = [row["claim"], row["what"], f"{row['measured']:.2f}", "" if row["error"] is None else f"{row['error']:.2f}"]
     if row["limit"] is None:
         return [*measured, "", row["unit"], "to compare with"]
-    verdict = "ok" if row["measured"] < row["limit"] else "MISSED"
-    return [*measured, f"{row['limit']:.0f}", row["unit"], verdict]
+    return [*measured, f"{row['limit']:.0f}", row["unit"], verdict(row["measured"], row["limit"], row["error"] or 0)]
+
+
+def verdict(measured, limit, error):
+    if measured + 2 * error < limit:
+        return "ok"
+    return "MISSED" if measured - 2 * error >= limit else "cannot be told"
 
 
 def print_table(rows):

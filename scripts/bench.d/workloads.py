@@ -184,10 +184,19 @@ def crash_recovery(side, size):
     return Load(megabytes / meter.seconds, megabytes, meter)
 
 
-# How many clients, and what pgbench is told. All of the table fits the kernel's cache and not Postgres' own.
-IN_TURNS = {"tpcb-1": (1,), "tpcb-8": (8,), "select-8": (8, *SELECTS)}
-BY_THEMSELVES = {
+class InTurns:
+    """pgbench with so many clients and options. All of the table fits the kernel's cache and not Postgres' own."""
+
+    def __init__(self, clients, *options):
+        self.pgbench = clients, "-n", *options
+
+
+# In this order: the later ones read what TPC-B has written between snapshots.
+WORKLOADS = {
+    "tpcb-1": InTurns(1),
+    "tpcb-8": InTurns(8),
     "tpcb-8-snapshots": tpcb_with_snapshots,
+    "select-8": InTurns(8, "-S"),
     "select-8-cold": select_only_cold,
     "wal-writes": wal_writes,
     "copy": copy,
@@ -195,25 +204,27 @@ BY_THEMSELVES = {
     "cold-scan": cold_scan,
     "crash-recovery": crash_recovery,
 }
-# In this order: the later ones read what TPC-B has written between snapshots.
-WORKLOADS = ["tpcb-1", "tpcb-8", "tpcb-8-snapshots", "select-8", "select-8-cold", "wal-writes", "copy", "create-table-as", "cold-scan", "crash-recovery"]
+
+
+def settle(cluster):
+    """So that nothing is left to prune, which writes, or for the kernel to write out in another's turn."""
+    cluster.sql("VACUUM pgbench_branches, pgbench_tellers")
+    cluster.sql("SELECT count(*) FROM pgbench_accounts")
+    cluster.sql("CHECKPOINT")
 
 
 def measure_in_turns(sides, name, size, number):
-    """What was updated is scanned before, so that selects find nothing left to prune. A checkpoint after each turn leaves nothing for the kernel to
-    write in another side's."""
     seconds = size.seconds // TURNS
     with ExitStack() as servers:
         for side in sides:
             servers.enter_context(side.cluster.running())
         for side in sides:
             warm(side)
-            side.cluster.sql("SELECT count(*) FROM pgbench_accounts")
             side.cluster.pgbench(8, seconds, *SELECTS)
-            side.cluster.sql("CHECKPOINT")
+            settle(side.cluster)
         for turn in range(number * TURNS, (number + 1) * TURNS):
             for side in rotated(sides, turn):
-                load = pgbench(side, seconds, *IN_TURNS[name])
+                load = pgbench(side, seconds, *WORKLOADS[name].pgbench)
                 side.cluster.sql("CHECKPOINT")
                 yield sample(turn, name, side, load)
 
@@ -221,7 +232,7 @@ def measure_in_turns(sides, name, size, number):
 def measure_by_themselves(sides, name, size, number):
     for side in rotated(sides, number):
         with side.cluster.running():
-            load = BY_THEMSELVES[name](side, size)
+            load = WORKLOADS[name](side, size)
         yield sample(number, name, side, load)
 
 
@@ -241,6 +252,6 @@ def run_rounds(sides, chosen, rounds, size):
     samples = []
     for number in range(rounds):
         for name in chosen:
-            measure = measure_in_turns if name in IN_TURNS else measure_by_themselves
+            measure = measure_in_turns if isinstance(WORKLOADS[name], InTurns) else measure_by_themselves
             samples += [asdict(found) for found in measure(sides, name, size, number)]
     return samples

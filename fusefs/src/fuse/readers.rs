@@ -6,17 +6,21 @@
 
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// So many syncs of commits are made beside a reading thread after one that kept a request waiting, or was slow.
+/// So many syncs of commits are made beside a reading thread, and the disk is not asked to begin before, after one that kept a request waiting, or
+/// was slow.
 const SYNCS_ASIDE: u32 = 16;
 
 /// What takes so long takes hardly longer when another thread is woken first.
 const SLOW: Duration = Duration::from_millis(5);
+
+/// To ask the disk to begin takes so long where it has no place for more.
+const BEHIND: Duration = Duration::from_millis(1);
 
 /// So long a request can wait for a thread that reads and is held up.
 const WATCH: Duration = Duration::from_millis(500);
@@ -31,6 +35,8 @@ pub struct Readers {
     shared: Arc<Shared>,
     /// Syncs of commits that are still to be made aside.
     aside: AtomicU32,
+    /// Whether a thread asks the disk to begin with WAL.
+    is_beginning: AtomicBool,
 }
 
 struct Shared {
@@ -62,6 +68,7 @@ impl Readers {
                 changed: Condvar::new(),
             }),
             aside: AtomicU32::new(0),
+            is_beginning: AtomicBool::new(false),
         }
     }
 
@@ -96,16 +103,19 @@ impl Turn<'_> {
         }
     }
 
-    /// Has the disk begin with what the sync of a commit, whose request is on its way as soon as this one is answered, will wait for. Not while syncs
-    /// are made aside: a disk that is slow, or behind, can make wait who asks it for anything.
-    pub fn before_commit<E>(&self, begin: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
-        let aside = &self.readers.aside;
-        if aside.load(Ordering::Relaxed) > 0 {
+    /// Has the disk begin with WAL, whose sync is mostly asked for next: that request's way takes as long as the disk. Not while syncs are made
+    /// aside, and not beside another thread, which a disk that hangs may have kept.
+    pub fn begin_write_out<E>(&self, begin: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let Readers {
+            aside, is_beginning, ..
+        } = self.readers;
+        if aside.load(Ordering::Relaxed) > 0 || is_beginning.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
         let begun = Instant::now();
         let done = begin();
-        if begun.elapsed() > SLOW {
+        is_beginning.store(false, Ordering::Relaxed);
+        if begun.elapsed() > BEHIND {
             aside.store(SYNCS_ASIDE, Ordering::Relaxed);
         }
         done
@@ -282,26 +292,35 @@ mod tests {
         assert!(!is_aside() && is_aside());
     }
 
-    #[test]
-    fn what_a_commit_will_wait_for_is_begun_unless_the_disk_is_slow() {
-        let readers = known(None);
-        let is_begun = |takes| {
-            let mut is_begun = false;
-            let begin = || {
-                is_begun = true;
-                thread::sleep(takes);
-                Ok::<_, ()>(())
-            };
-            readers.turn().before_commit(begin).expect("begun");
-            is_begun
+    fn is_begun(readers: &Readers, asking: impl FnOnce()) -> bool {
+        let mut is_begun = false;
+        let begin = || {
+            is_begun = true;
+            asking();
+            Ok::<_, ()>(())
         };
-        assert!(is_begun(Duration::ZERO) && is_begun(2 * SLOW));
+        readers.turn().begin_write_out(begin).expect("begun");
+        is_begun
+    }
+
+    #[test]
+    fn the_disk_begins_with_wal_unless_it_is_behind() {
+        let readers = known(None);
+        assert!(is_begun(&readers, || thread::sleep(2 * BEHIND)));
         for _ in 0..SYNCS_ASIDE {
-            assert!(!is_begun(Duration::ZERO));
+            assert!(!is_begun(&readers, || ()));
             assert!(is_aside(&readers, || ()));
         }
-        assert!(is_begun(Duration::ZERO) && !is_aside(&readers, || ()));
-        readers.turn().before_commit(|| Err("full")).expect_err("said");
+        assert!(is_begun(&readers, || ()));
+    }
+
+    #[test]
+    fn one_thread_asks_the_disk_to_begin_and_says_what_failed() {
+        let readers = known(None);
+        let both = || assert!(!is_begun(&readers, || ()));
+        assert!(is_begun(&readers, both));
+        readers.aside.store(0, Ordering::Relaxed);
+        readers.turn().begin_write_out(|| Err("full")).expect_err("said");
     }
 
     #[test]

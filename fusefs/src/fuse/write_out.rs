@@ -2,7 +2,7 @@
 //!
 //! The kernel has collected these bytes for as long as it thinks right; kept back a second time, in the backing
 //! file's pages, they would meet the next sync or seal all at once. Handing them to the disk can wait for a place in its
-//! queue, so one thread does that for all, and commits, which come past the page cache, find the others free. Since
+//! queue, so one thread does that for all, and commits, which come past the page cache, find who reads them free. Since
 //! the kernel sends only so many such writes at a time, an answer that comes late also slows it down to the
 //! pace of the disk.
 

@@ -137,7 +137,12 @@ pub fn start_sync(file: &File, bytes: Range<u64>) -> io::Result<()> {
     let len = i64::try_from(bytes.end).map_or(0, |end| end - offset);
     // SAFETY: sync_file_range takes no pointers.
     if unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) } != 0 {
-        return Err(io::Error::last_os_error());
+        let error = io::Error::last_os_error();
+        // For lack of memory the kernel keeps the bytes, for the sync.
+        return match error.raw_os_error() {
+            Some(libc::ENOMEM) => Ok(()),
+            _ => Err(error),
+        };
     }
     Ok(())
 }

@@ -314,12 +314,12 @@ impl Backing {
         self.data.is_durable() && self.layer.has_durable_names_up_to(self.named)
     }
 
-    /// Has the disk start on a range of bytes, so that a later sync waits for less. What has checksums is durable.
+    /// Has the disk start on a range of bytes, so that a later sync waits for less. What has checksums, or is closed, is durable.
     pub fn start_sync(&self, bytes: Range<u64>) -> io::Result<()> {
-        if self.layer.reading() != Reading::Unverified {
-            return Ok(());
+        match self.file.get() {
+            Some(file) if self.layer.reading() == Reading::Unverified => self.disk().start_sync(file, bytes),
+            _ => Ok(()),
         }
-        self.disk().start_sync(&*self.file()?, bytes)
     }
 
     pub(super) fn sync_data(&self) -> io::Result<()> {

@@ -63,7 +63,11 @@ impl Timeline {
         };
         let newest = file.peek().parts.last().map(|part| part.backing.clone());
         let started = newest.map_or(Ok(()), |backing| backing.start_sync(offset..end));
-        started.map_err(|e| self.failed("write out", ino, &e))
+        started.map_err(|e| {
+            // The kernel gives up bytes that it finds no place for, and tells nobody else.
+            self.poison_after(&e);
+            self.failed("write out", ino, &e)
+        })
     }
 
     /// Gives the file the size that is `wanted` instead of the one it has.

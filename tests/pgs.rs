@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// For pgs that are stopped and started again: the other tests' services look for free ports from 5432 on, and would take
 /// one that is free for a moment.
-const FAR_PORTS: [&str; 6] = ["26501", "26502", "26503", "26504", "26505", "26506"];
+const FAR_PORTS: [&str; 7] = ["26501", "26502", "26503", "26504", "26505", "26506", "26507"];
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim().to_owned()
@@ -252,6 +252,33 @@ fn a_server_that_was_being_set_back_runs_again_when_the_service_is_killed() {
 }
 
 #[test]
+fn psql_reaches_the_pg_whichever_database_it_is_told() {
+    let store = Store::new("psql");
+    let port = FAR_PORTS[6];
+    store.zenith(&["pg", "create", "-n", "shop", "--port", port]);
+    let show = "select current_setting('port'), current_database()";
+    for database in [
+        &["-d", "template1"][..],
+        &["template1"],
+        &["--dbname=dbname=template1"],
+        &["postgresql:///template1"],
+    ] {
+        let words = [&["pg", "psql", "shop", "--"], database, &["-XAtqc", show]].concat();
+        assert_eq!(
+            text(&store.run(&words).stdout),
+            format!("{port}|template1"),
+            "{database:?}"
+        );
+    }
+    let elsewhere = store
+        .command(&["pg", "psql", "shop", "--", "-XAtqc", show])
+        .envs([("PGHOSTADDR", "127.0.0.9"), ("PGSERVICE", "none"), ("PGPORT", "1")])
+        .output()
+        .expect("run");
+    assert_eq!(text(&elsewhere.stdout), format!("{port}|postgres"));
+}
+
+#[test]
 fn a_look_into_a_snapshot_leaves_nothing_behind() {
     let store = Store::new("peek");
     store.zenith(&["pg", "create", "-n", "shop"]);
@@ -260,6 +287,19 @@ fn a_look_into_a_snapshot_leaves_nothing_behind() {
     sql(&store, "shop", "drop table t");
     let look = |statement: &str| store.run(&["snapshot", "psql", "shop@a", "--", "-XAtqc", statement]);
     assert_eq!(text(&look("select count(*) from t").stdout), "10");
+    let port = sql(&store, "shop", "show port");
+    let in_another = [
+        "snapshot",
+        "psql",
+        "shop@a",
+        "--",
+        "-d",
+        "template1",
+        "-XAtqc",
+        "create table x ()",
+    ];
+    let written = store.command(&in_another).env("PGPORT", port).output().expect("run");
+    assert!(text(&written.stderr).contains("read-only transaction"), "{written:?}");
     let written = look("create table x ()");
     assert!(text(&written.stderr).contains("read-only transaction"), "{written:?}");
     assert_eq!(written.status.code(), Some(1));

@@ -35,6 +35,9 @@ pub struct NewPeek {
 pub struct Peek {
     /// For libpq.
     pub conninfo: String,
+    #[schema(value_type = schema::Path)]
+    pub socket_dir: PathBuf,
+    pub port: u16,
     #[schema(value_type = String)]
     pub psql: PathBuf,
     /// The user that the server runs as, whom it lets in.

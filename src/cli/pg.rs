@@ -190,7 +190,8 @@ pub struct Checkout {
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   zenith pg psql pgdata1
-  zenith pg psql pgdata1 -- -c 'select 1'")]
+  zenith pg psql pgdata1 -- -c 'select 1'
+  zenith pg psql pgdata1 -- -d app                    # another database than postgres")]
 pub struct Psql {
     /// The pg
     name: BranchName,
@@ -325,17 +326,27 @@ impl Psql {
             );
         }
         let psql = programs::psql(&details.pg_bin);
-        let mut command = psql_as(&psql, &details.pg.user, &details.conninfo)?;
+        let pg = &details.pg;
+        let mut command = psql_as(&psql, &pg.user, &pg.socket_dir, pg.port)?;
         // Only a failure comes back.
         let error = command.args(self.options).exec();
         Err(Error::path("run", &psql)(error))
     }
 }
 
-/// psql as the user that the server runs as, where that takes a change and is allowed.
-pub fn psql_as(psql: &Path, user: &str, conninfo: &str) -> Result<Command> {
+/// psql as the user that the server runs as, where that takes a change and is allowed. The server is told by psql's environment, so that a database
+/// among its options is one of this server's.
+pub fn psql_as(psql: &Path, user: &str, socket_dir: &Path, port: u16) -> Result<Command> {
     let mut command = Command::new(psql);
-    command.arg(format!("--dbname={conninfo}"));
+    command
+        .env("PGHOST", socket_dir)
+        .env("PGPORT", port.to_string())
+        .env("PGUSER", user)
+        .env("PGDATABASE", "postgres");
+    // They would come before.
+    for other in ["PGHOSTADDR", "PGSERVICE"] {
+        command.env_remove(other);
+    }
     let found = User::from_name(user).map_err(Error::io(format!("look up the user {user}")))?;
     if let (Some(user), true) = (found, geteuid().is_root()) {
         command

@@ -273,7 +273,7 @@ impl Psql {
         };
         let client = context.client()?;
         let (peek, held) = client.peek(&self.name, &new)?;
-        let mut psql = psql_as(&peek.psql, &peek.user, &peek.conninfo)?;
+        let mut psql = psql_as(&peek.psql, &peek.user, &peek.socket_dir, peek.port)?;
         ignore_interrupts()?;
         let ended = psql.args(self.options).status().map_err(Error::path("run", &peek.psql));
         drop(held);

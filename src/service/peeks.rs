@@ -132,8 +132,14 @@ impl Service {
             };
             match server.start() {
                 Ok(()) => {
-                    let (conninfo, psql, user) = (server.conninfo(), programs::psql(&programs.dir), owner.name());
-                    return Ok((Peek { conninfo, psql, user }, owner, port));
+                    let peek = Peek {
+                        conninfo: server.conninfo(),
+                        socket_dir,
+                        port,
+                        psql: programs::psql(&programs.dir),
+                        user: owner.name(),
+                    };
+                    return Ok((peek, owner, port));
                 }
                 Err(error) => {
                     self.ports().remove(&port);

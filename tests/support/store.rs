@@ -41,7 +41,7 @@ impl Store {
         store
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(ZENITH);
         command.env("ZENITH_DIR", &self.dir).args(arguments);
         command.current_dir(&self.mounts).stdin(Stdio::null());

@@ -409,12 +409,20 @@ impl Filesystem for Fuse {
     ) {
         if !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
             // Past the page cache of a file that is not WAL, a block may have to be read first.
-            let mut turn = match self.fs.is_wal(node(ino)) {
+            let is_wal = self.fs.is_wal(node(ino));
+            let mut turn = match is_wal {
                 true => self.readers.turn(),
                 false => self.readers.long_turn(),
             };
             let written = self.serve(req, |fs, _serving| {
-                write_through(fs, node(ino), offset, data, flags, &mut turn)
+                let written = fs.write(node(ino), offset, data, Some(clock::now()))?;
+                // O_SYNC has it, too: the kernel leaves it to us to make the bytes durable.
+                if flags.0 & libc::O_DSYNC != 0 {
+                    turn.commit(|| fs.fsync(node(ino)))?;
+                } else if is_wal {
+                    turn.begin_write_out(|| fs.write_out(node(ino), offset, written as u64))?;
+                }
+                Ok(written)
             });
             return reply::written(reply, written);
         }
@@ -538,18 +546,6 @@ impl Filesystem for Fuse {
     ) {
         reply.error(Errno::ENOSYS);
     }
-}
-
-/// A write past the page cache. For O_DSYNC, which is part of O_SYNC too, the kernel leaves it to us to make the
-/// bytes durable.
-fn write_through(fs: &Fs, node: Node, offset: u64, data: &[u8], flags: OpenFlags, turn: &mut Turn) -> FsResult<usize> {
-    let written = fs.write(node, offset, data, Some(clock::now()))?;
-    if flags.0 & libc::O_DSYNC != 0 {
-        turn.commit(|| fs.fsync(node))?;
-    } else if fs.is_wal(node) {
-        turn.begin_write_out(|| fs.write_out(node, offset, written as u64))?;
-    }
-    Ok(written)
 }
 
 fn seek(fs: &Fs, node: Node, offset: i64, whence: i32) -> FsResult<u64> {

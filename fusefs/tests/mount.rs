@@ -8,80 +8,24 @@ mod common;
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::{Scratch, main, snapshot};
+use common::{Mounted, Scratch, errno, main, owner, snapshot};
 use fusefs::{Fs, Keeping, Mount, MountError, Options};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 use nix::libc;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::statvfs::statvfs;
-use nix::unistd::{Whence, getegid, geteuid, lseek};
-use pageserver::{Call, Disk, Hook, Ino};
+use nix::unistd::{Whence, geteuid, lseek};
+use pageserver::Ino;
 
 const NOBODY: u32 = 65534;
-
-/// A mount for one test. The mount point lies where every user can get to.
-struct Mounted {
-    mount: Mount,
-    ended: mpsc::Receiver<()>,
-    dir: PathBuf,
-}
-
-impl Mounted {
-    fn new(test: &str, fs: Fs) -> Mounted {
-        let dir = std::env::temp_dir().join(format!("zenith-{test}-{}", std::process::id()));
-        fs::create_dir(&dir).expect("a mount point");
-        let (end, ended) = mpsc::channel();
-        let on_end = move || {
-            let _ = end.send(());
-        };
-        let mount = Mount::new(fs, &dir, &Options::new(test), Keeping::none(), on_end);
-        let mount = mount.unwrap_or_else(|error| panic!("{error}; {:?}", error.hint()));
-        Mounted { mount, ended, dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-
-    fn file(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.path(name);
-        fs::write(&path, text).expect(name);
-        path
-    }
-
-    fn tag(&self, tag: &str) -> PathBuf {
-        self.path(".zenith/snapshot").join(tag)
-    }
-
-    fn has_ended(&self) -> bool {
-        self.ended.recv_timeout(Duration::from_secs(5)).is_ok()
-    }
-}
-
-impl Drop for Mounted {
-    /// Nothing is left behind, also of a test that failed.
-    fn drop(&mut self) {
-        if self.mount.unmount().is_err() {
-            let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
-        }
-        let _ = fs::remove_dir(&self.dir);
-    }
-}
-
-fn owner() -> (u32, u32) {
-    (geteuid().as_raw(), getegid().as_raw())
-}
 
 fn scratch(test: &str) -> Scratch {
     Scratch::new(&format!("mount-{test}"), owner())
@@ -98,10 +42,6 @@ fn names(dir: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
-}
-
-fn errno<T>(result: io::Result<T>) -> Option<Errno> {
-    result.err().and_then(|error| error.raw_os_error()).map(Errno::from_raw)
 }
 
 /// Runs a line of shell as another user.
@@ -487,183 +427,3 @@ fn direct_io_and_buffered_io_see_the_same_bytes() {
 
 #[repr(align(4096))]
 struct Page([u8; 4096]);
-
-/// Fails all syncs once it is told to.
-#[derive(Default)]
-struct FailingSyncs(AtomicBool);
-
-impl Hook for FailingSyncs {
-    fn before(&self, call: Call) -> io::Result<()> {
-        match call {
-            Call::SyncData | Call::SyncAll if self.0.load(Ordering::Relaxed) => Err(Errno::EIO.into()),
-            _ => Ok(()),
-        }
-    }
-}
-
-#[test]
-fn a_synchronous_write_is_durable_or_fails() {
-    for name in ["pg_wal/segment", "table"] {
-        let disk = Arc::new(FailingSyncs::default());
-        let scratch = Scratch::on(Disk::new().with_hook(disk.clone()), "mount-synchronous", owner());
-        let mounted = Mounted::new("synchronous", scratch.head());
-        fs::create_dir(mounted.path("pg_wal")).expect("made");
-        let open = |flags| {
-            File::options()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .custom_flags(flags)
-                .open(mounted.path(name))
-        };
-        let synchronous = open(libc::O_DSYNC).expect("opened");
-        let lazy = open(0).expect("opened");
-        synchronous.write_all_at(b"1", 0).expect("written");
-        disk.0.store(true, Ordering::Relaxed);
-        lazy.write_all_at(b"2", 0).expect("nobody asked for a sync");
-        assert_eq!(errno(synchronous.write_all_at(b"3", 0)), Some(Errno::EIO), "{name}");
-    }
-}
-
-/// Counts how often the disk is asked to begin, and fails that once it is told to.
-#[derive(Default)]
-struct Begun {
-    times: AtomicUsize,
-    fails: AtomicBool,
-}
-
-impl Hook for Begun {
-    fn before(&self, call: Call) -> io::Result<()> {
-        if call == Call::StartSync {
-            self.times.fetch_add(1, Ordering::Relaxed);
-            if self.fails.load(Ordering::Relaxed) {
-                return Err(Errno::ENOSPC.into());
-            }
-        }
-        Ok(())
-    }
-}
-
-#[test]
-fn the_disk_begins_with_wal_when_it_is_written() {
-    let disk = Arc::new(Begun::default());
-    let scratch = Scratch::on(Disk::new().with_hook(disk.clone()), "mount-begun", owner());
-    let mounted = Mounted::new("begun", scratch.head());
-    fs::create_dir(mounted.path("pg_wal")).expect("made");
-    let open = |flags| {
-        File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .custom_flags(flags)
-            .open(mounted.path("pg_wal/segment"))
-            .expect("opened")
-    };
-    let segment = open(0);
-    segment.write_all_at(&[1; 8192], 0).expect("written");
-    assert_eq!(disk.times.load(Ordering::Relaxed), 1);
-    open(libc::O_DSYNC).write_all_at(&[2; 8192], 0).expect("written");
-    assert_eq!(disk.times.load(Ordering::Relaxed), 1, "it is durable");
-    disk.fails.store(true, Ordering::Relaxed);
-    assert_eq!(errno(segment.write_all_at(&[3; 8192], 0)), Some(Errno::ENOSPC));
-    assert_eq!(
-        errno(segment.sync_data()),
-        Some(Errno::EIO),
-        "what was given up is not known"
-    );
-}
-
-/// Holds calls of a kind up until it is told to let them go on, or nobody can tell it any more.
-struct SlowDisk {
-    call: Call,
-    is_asked: AtomicBool,
-    is_under_way: AtomicBool,
-    may_go_on: AtomicBool,
-}
-
-impl SlowDisk {
-    fn new(call: Call) -> Arc<SlowDisk> {
-        Arc::new(SlowDisk {
-            call,
-            is_asked: AtomicBool::new(false),
-            is_under_way: AtomicBool::new(false),
-            may_go_on: AtomicBool::new(false),
-        })
-    }
-}
-
-impl Hook for SlowDisk {
-    fn before(&self, call: Call) -> io::Result<()> {
-        if call == self.call && self.is_asked.load(Ordering::Acquire) {
-            self.is_under_way.store(true, Ordering::Release);
-            comes_true(&self.may_go_on);
-            self.is_under_way.store(false, Ordering::Release);
-        }
-        Ok(())
-    }
-}
-
-/// Whether it does within some seconds.
-fn comes_true(condition: &AtomicBool) -> bool {
-    let patience = (0..500).find(|_| {
-        thread::sleep(Duration::from_millis(10));
-        condition.load(Ordering::Acquire)
-    });
-    patience.is_some()
-}
-
-/// A file of WAL.
-fn segment(mounted: &Mounted) -> File {
-    fs::create_dir(mounted.path("pg_wal")).expect("made");
-    File::create(mounted.path("pg_wal/segment")).expect("made")
-}
-
-/// Writes pages of WAL, and syncs each.
-fn commit(wal: &File, times: u64) {
-    for page in 0..times {
-        wal.write_all_at(&[2; 8192], page * 8192).expect("written");
-        wal.sync_data().expect("synced");
-    }
-}
-
-#[test]
-fn a_request_that_takes_long_keeps_no_other_waiting() {
-    let disk = SlowDisk::new(Call::SetLen);
-    let scratch = Scratch::on(Disk::new().with_hook(disk.clone()), "mount-slow", owner());
-    let mounted = Mounted::new("slow", scratch.head());
-    let wal = segment(&mounted);
-    let table = File::create(mounted.path("table")).expect("made");
-    table.write_all_at(&[1; 16384], 0).expect("written");
-    table.sync_all().expect("synced");
-    // All threads of the mount have served something then.
-    commit(&wal, 50);
-    disk.is_asked.store(true, Ordering::Release);
-    thread::scope(|scope| {
-        let truncation = scope.spawn(|| table.set_len(8192));
-        assert!(comes_true(&disk.is_under_way));
-        commit(&wal, 50);
-        assert!(disk.is_under_way.load(Ordering::Acquire), "the writes waited for it");
-        disk.may_go_on.store(true, Ordering::Release);
-        truncation.join().expect("no panic").expect("cut off");
-    });
-    commit(&wal, 50);
-}
-
-#[test]
-fn a_disk_that_hangs_in_a_commit_holds_up_what_needs_no_disk_for_a_moment_only() {
-    let disk = SlowDisk::new(Call::SyncData);
-    let scratch = Scratch::on(Disk::new().with_hook(disk.clone()), "mount-hangs", owner());
-    let mounted = Mounted::new("hangs", scratch.head());
-    let wal = segment(&mounted);
-    commit(&wal, 50);
-    wal.write_all_at(&[3; 8192], 0).expect("written");
-    disk.is_asked.store(true, Ordering::Release);
-    thread::scope(|scope| {
-        let syncing = scope.spawn(|| wal.sync_data());
-        assert!(comes_true(&disk.is_under_way));
-        assert!(!mounted.path("nobody-has-asked-for-this").exists());
-        assert!(disk.is_under_way.load(Ordering::Acquire), "the question waited for it");
-        disk.may_go_on.store(true, Ordering::Release);
-        syncing.join().expect("no panic").expect("synced");
-    });
-}

@@ -34,7 +34,10 @@ class Place:
     """A cluster whose speed is compared with others'; `around` is entered for each of its turns."""
 
     def __init__(self, side, name=None, cluster=None, around=nullcontext):
-        self.name, self.cluster, self.around, self.service_pid = name or side.name, cluster or side.cluster, around, side.service_pid
+        self.name = name or side.name
+        self.cluster = cluster or side.cluster
+        self.around = around
+        self.service_pid = side.service_pid
 
 
 @dataclass

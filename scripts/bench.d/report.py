@@ -71,7 +71,8 @@ def print_tables(results):
         print_table([CLAIM_HEADER, *map(claim_row, results["claims"])])
 
 
-RATIO_HEADER = ["workload", "side", "median", "mean", "±", "turns", "min", "max", "plain /s", "side /s", "CPU plain", "CPU side", "of it service", "stolen, %", "RSS MiB"]
+RATIO_HEADER = ["workload", "side", "median", "mean", "±", "turns", "min", "max", "plain /s", "side /s", "CPU plain", "CPU side", "of it service",
+                "stolen, %", "RSS MiB"]
 
 
 def ratio_row(row):

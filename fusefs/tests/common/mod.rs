@@ -1,10 +1,16 @@
-//! A scratch store with one branch, as the tests of this crate need it.
+//! A scratch store with one branch, and a mount of it, as the tests of this crate need them.
 
 use std::ffi::OsStr;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::process::Command;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
-use fusefs::{Fs, Snapshots};
+use fusefs::{Fs, Keeping, Mount, Options, Snapshots};
+use nix::errno::Errno;
+use nix::unistd::{getegid, geteuid};
 use pageserver::{
     BranchName, Disk, Error, Keep, LayerId, SnapshotInfo, SnapshotName, Start, Store, Tag, Time, Timeline, View,
 };
@@ -23,7 +29,7 @@ struct ScratchDir(PathBuf);
 
 impl Drop for ScratchDir {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -35,7 +41,7 @@ impl Scratch {
 
     pub fn on(disk: Disk, test: &str, owner: (u32, u32)) -> Scratch {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fusefs-{test}"));
-        let _ = std::fs::remove_dir_all(&dir);
+        let _ = fs::remove_dir_all(&dir);
         Store::create(&dir, Disk::new()).expect("a new store");
         let dir = ScratchDir(dir);
         let store = Store::open(&dir.0, disk).expect("the store opens");
@@ -79,6 +85,63 @@ impl Scratch {
             .create_snapshot(&snapshot(tag), Keep::default(), NOW)
             .expect("a snapshot")
     }
+}
+
+/// A mount for one test. The mount point lies where every user can get to.
+pub struct Mounted {
+    pub mount: Mount,
+    ended: mpsc::Receiver<()>,
+    pub dir: PathBuf,
+}
+
+impl Mounted {
+    pub fn new(test: &str, served: Fs) -> Mounted {
+        let dir = std::env::temp_dir().join(format!("zenith-{test}-{}", std::process::id()));
+        fs::create_dir(&dir).expect("a mount point");
+        let (end, ended) = mpsc::channel();
+        let on_end = move || {
+            let _ = end.send(());
+        };
+        let mount = Mount::new(served, &dir, &Options::new(test), Keeping::none(), on_end);
+        let mount = mount.unwrap_or_else(|error| panic!("{error}; {:?}", error.hint()));
+        Mounted { mount, ended, dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).expect(name);
+        path
+    }
+
+    pub fn tag(&self, tag: &str) -> PathBuf {
+        self.path(".zenith/snapshot").join(tag)
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended.recv_timeout(Duration::from_secs(5)).is_ok()
+    }
+}
+
+impl Drop for Mounted {
+    /// Nothing is left behind, also of a test that failed.
+    fn drop(&mut self) {
+        if self.mount.unmount().is_err() {
+            let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
+        }
+        let _ = fs::remove_dir(&self.dir);
+    }
+}
+
+pub fn owner() -> (u32, u32) {
+    (geteuid().as_raw(), getegid().as_raw())
+}
+
+pub fn errno<T>(result: io::Result<T>) -> Option<Errno> {
+    result.err().and_then(|error| error.raw_os_error()).map(Errno::from_raw)
 }
 
 pub fn hidden(store: &Arc<Store>) -> Box<dyn Snapshots> {

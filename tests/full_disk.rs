@@ -14,7 +14,8 @@ mod service;
 #[path = "support/store.rs"]
 mod store;
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -65,6 +66,37 @@ fn a_full_disk_loses_no_commit_and_the_store_goes_on() {
     cluster.sql("DROP TABLE commits");
     cluster.check();
     cluster.stop();
+}
+
+/// Where a page cache finds no room for all of a page, the filesystem fills the rest of it with zeros, and that is on the disk then.
+#[test]
+fn a_write_that_finds_no_room_leaves_what_was_there() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: loop devices are root's");
+        return;
+    }
+    const PAGE: u64 = 4096;
+    const PIECE: u64 = 256 << 10;
+    const PIECES: u64 = 8;
+    let disk = LoopDisk::new("no-room", 1 << 30);
+    let store = Store::within(&disk.dir, "store");
+    let path = store.mount("main", "main", &[]).join("file");
+    fs::write(&path, vec![b'a'; (PIECES * PIECE) as usize]).expect("written");
+    store.zenith(&["snapshot", "create", "main@before"]);
+    let file = File::options().write(true).open(&path).expect("opens");
+    for nth in (0..PIECES).step_by(2) {
+        let ballast = disk.fill(60 << 10);
+        let written = file.write_all_at(&[b'b'; PIECE as usize], nth * PIECE + PAGE);
+        let synced = written.and_then(|()| file.sync_all());
+        assert_eq!(synced.map_err(|e| e.raw_os_error()), Err(Some(libc::ENOSPC)));
+        fs::remove_file(&ballast).expect("made space");
+    }
+    drop(file);
+    store.zenith(&["umount", "../store-mounts/main"]);
+    let path = store.mount("main", "main", &[]).join("file");
+    let bytes = fs::read(&path).expect("read");
+    assert_eq!(bytes.len() as u64, PIECES * PIECE);
+    assert_eq!(bytes.iter().position(|byte| !b"ab".contains(byte)), None);
 }
 
 fn levels() -> u64 {

@@ -420,10 +420,16 @@ impl Disk {
     /// Makes sure that the file, renamed next, is never found under its new name with an older size. One journal for both
     /// does so by itself; btrfs may keep the name and lose the size until the file is synced.
     pub fn order_before_rename(&self, file: &DiskFile) -> io::Result<()> {
-        match filesystem::orders_size_and_names(&file.file)? {
+        match filesystem::is_in_place(&file.file)? {
             true => Ok(()),
             false => self.sync_data(file),
         }
+    }
+
+    /// Whether a block that is written again stays where it is, on the filesystem of an open file.
+    pub fn overwrites_in_place(&self, file: &File) -> io::Result<bool> {
+        self.before(Call::Stat)?;
+        filesystem::is_in_place(file)
     }
 
     /// Gives a file a second name.

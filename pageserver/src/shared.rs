@@ -37,6 +37,8 @@ pub struct Shared {
     pub poisoned: Marks,
     pub layers: Layers,
     pub sealed: Arc<Sealed>,
+    /// Whether a block that is written again stays where it is on the disk.
+    pub overwrites_in_place: bool,
     inos: Mutex<Lease>,
     namespaces: Mutex<VecDeque<(LayerId, Namespace)>>,
     doomed: Mutex<Vec<(Arc<Layer>, Ino)>>,
@@ -86,7 +88,9 @@ impl Shared {
         // A service that was killed knew which writes were not durable yet; this one doesn't.
         let unsettled = SyncPoint::default();
         unsettled.changed();
+        let overwrites_in_place = disk.overwrites_in_place(&watch);
         Ok(Shared {
+            overwrites_in_place: overwrites_in_place.map_err(Error::io("ask what the store lies on"))?,
             disk,
             db,
             room,

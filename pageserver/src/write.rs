@@ -5,6 +5,8 @@
 //! * a block that is only partly written is copied up from the view first, which changes nothing that can be read;
 //! * before a file grows past a place where it was cut, its last block is copied up and durable, and the floor is kept
 //!   beside the backing file: or else the older, longer content would show through;
+//! * WAL has the blocks that follow copied up with it, which changes nothing that can be read either: then the commits to come overwrite blocks
+//!   that are there, and their syncs have nothing to tell the filesystem but bytes;
 //! * zeros over inherited blocks are written, since a hole of ours falls through.
 
 use std::io;
@@ -16,6 +18,9 @@ use crate::disk::Wait;
 use crate::file::{Content, Part, TOO_MANY_PARTS, UNSEEN_EVERY};
 use crate::layer::{Backing, Layer};
 use crate::types::{BLOCK, Ino, LayerId, Seek};
+
+/// So many blocks are copied up ahead at most: one write in 32 of a page has to wait for them.
+const AHEAD: u64 = 64;
 
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
@@ -59,7 +64,8 @@ impl Content {
         }
     }
 
-    /// Writes into the head's backing file, below the file's end. Blocks the head lacked are the head's from then on.
+    /// Writes into the head's backing file, below the file's end. Blocks the head lacked are the head's from then on. What failed is to be taken
+    /// back: see [`Content::take_back`].
     pub fn overwrite(&self, data: &[u8], offset: u64) -> io::Result<()> {
         let Some(head) = self.parts.last() else {
             return Err(io::ErrorKind::NotFound.into());
@@ -75,6 +81,25 @@ impl Content {
             map.set(offset / BLOCK..last, self.head_slot());
         }
         result
+    }
+
+    /// Takes from the head's backing file what a write that failed has left in blocks which are another part's for all that: where a page cache finds no
+    /// room for all of a page it fills the rest of it with zeros, and after a restart they would be the head's.
+    pub fn take_back(&mut self, bytes: Range<u64>) -> io::Result<()> {
+        let (Some(map), Some(head)) = (&self.map, self.parts.last()) else {
+            return Ok(());
+        };
+        let blocks = bytes.start / BLOCK * BLOCK..bytes.end.next_multiple_of(BLOCK);
+        let mut others = map.runs(blocks).filter(|(slot, _)| *slot != self.head_slot());
+        others.try_for_each(|(_, run)| head.backing.clear(run))
+    }
+
+    fn overwrite_alone(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+        let written = self.overwrite(data, offset);
+        if written.is_err() {
+            self.take_back(offset..offset + data.len() as u64)?;
+        }
+        written
     }
 
     /// The first and the last block of a range, where they are written in part and an older part answers for them.
@@ -103,11 +128,35 @@ impl Content {
         }
         let result = self
             .copy_up_edges(offset..end)
-            .and_then(|()| self.overwrite(data, offset));
+            .and_then(|()| self.overwrite_alone(data, offset));
         if result.is_err() && end > old_size {
             self.cut(old_size)?;
         }
         result
+    }
+
+    /// Whether the head has a part of the file, and another part has the block that follows `end`.
+    pub fn leaves_head_at(&self, layer: LayerId, end: u64) -> bool {
+        self.head(layer).is_some() && end < self.size && self.is_inherited(end.div_ceil(BLOCK))
+    }
+
+    /// The bytes from `end` on that a file which is written from front to back is going to need in the head: as much as that has right before
+    /// them, so that it never has more than twice what was written.
+    pub fn ahead(&self, end: u64) -> Range<u64> {
+        let first = end.div_ceil(BLOCK);
+        let written = (1..=AHEAD.min(first)).take_while(|back| self.slot(first - back) == self.head_slot());
+        let wanted = (first..self.size / BLOCK).take(written.count());
+        let missing = wanted.take_while(|block| self.is_inherited(*block)).count() as u64;
+        first * BLOCK..(first + missing) * BLOCK
+    }
+
+    /// Copies inherited bytes into the head. Readers can't tell. What can't be read is left to who asks for it.
+    pub fn copy_up_ahead(&mut self, ahead: Range<u64>) -> io::Result<()> {
+        let mut bytes = vec![0; (ahead.end - ahead.start) as usize];
+        match self.read(ahead.start, &mut bytes, Wait::Yes) {
+            Ok(read) => self.overwrite_alone(&bytes[..read], ahead.start),
+            Err(_) => Ok(()),
+        }
     }
 
     fn copy_up_edges(&mut self, bytes: Range<u64>) -> io::Result<()> {
@@ -257,6 +306,6 @@ impl Content {
     fn copy_up(&mut self, block: u64) -> io::Result<()> {
         let mut bytes = [0; BLOCK as usize];
         let read = self.read(block * BLOCK, &mut bytes, Wait::Yes)?;
-        self.overwrite(&bytes[..read], block * BLOCK)
+        self.overwrite_alone(&bytes[..read], block * BLOCK)
     }
 }

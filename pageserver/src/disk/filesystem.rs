@@ -200,17 +200,18 @@ pub enum Fitness {
     },
 }
 
-/// Whether a file's size is durable no later than a name that was given to it afterwards. The sync of a directory or of another
-/// file in it may have btrfs keep that a file exists, and nothing else of it.
+/// Whether there is one journal over blocks that stay where they are when they are written again, as on ext4 and xfs. Then a file's size is durable
+/// no later than a name that was given to it afterwards. The sync of a directory or of another file in it may have btrfs keep that a file
+/// exists, and nothing else of it.
 #[cfg(target_os = "linux")]
-pub fn orders_size_and_names(file: &File) -> io::Result<bool> {
+pub fn is_in_place(file: &File) -> io::Result<bool> {
     use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
     Ok(fstatfs(file)?.filesystem_type() != BTRFS_SUPER_MAGIC)
 }
 
 /// Nothing is known here.
 #[cfg(not(target_os = "linux"))]
-pub fn orders_size_and_names(_file: &File) -> io::Result<bool> {
+pub fn is_in_place(_file: &File) -> io::Result<bool> {
     Ok(false)
 }
 

@@ -177,6 +177,18 @@ impl Backing {
         outcome
     }
 
+    /// Makes holes of what there is in a range of whole blocks.
+    pub fn clear(self: &Arc<Backing>, bytes: Range<u64>) -> io::Result<()> {
+        let (disk, file) = (self.disk(), self.file()?);
+        let data = disk.seek(&file, bytes.start, Seek::Data)?;
+        if data.is_none_or(|data| data >= bytes.end) {
+            return Ok(());
+        }
+        disk.punch(&file, bytes.start, bytes.end - bytes.start)?;
+        self.changed();
+        Ok(())
+    }
+
     /// Fills `buf` with what the layer has from `offset` on: zeros where it has nothing, and an error where that is not what was
     /// sealed.
     pub fn read(&self, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<()> {

@@ -13,6 +13,9 @@ use crate::file::File;
 use crate::layer::Layer;
 use crate::types::*;
 
+/// A longer write of WAL pays for its blocks itself.
+const COMMIT_MAX: usize = 64 * 1024;
+
 const COPY_CHUNK: usize = 256 * 1024;
 
 impl Timeline {
@@ -32,8 +35,27 @@ impl Timeline {
         file.modified(now);
         if now.is_some() {
             head.touch(&file);
+            let ahead = self.copy_up_ahead(&head, &file, end, data.len());
+            ahead.map_err(|e| self.failed("write ahead", ino, &e))?;
         }
         Ok(data.len())
+    }
+
+    /// Has the head own what follows a commit's write of WAL. Nothing is lost where that finds no room.
+    fn copy_up_ahead(&self, head: &Head, file: &File, end: u64, written: usize) -> io::Result<()> {
+        let is_commits = written <= COMMIT_MAX && self.shared.overwrites_in_place;
+        if !is_commits || !file.shared()?.leaves_head_at(head.layer.id, end) || !self.view.is_wal(file.ino) {
+            return Ok(());
+        }
+        let mut content = file.alone()?;
+        let ahead = content.ahead(end);
+        if ahead.is_empty() || self.shared.room.take(ahead.end - ahead.start).is_err() {
+            return Ok(());
+        }
+        match content.copy_up_ahead(ahead) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => Ok(()),
+            copied => copied,
+        }
     }
 
     fn write_blocks(&self, head: &Head, file: &Arc<File>, bytes: Range<u64>, data: &[u8]) -> io::Result<()> {
@@ -45,7 +67,12 @@ impl Timeline {
             {
                 return Err(full);
             }
-            return content.overwrite(data, bytes.start);
+            let written = content.overwrite(data, bytes.start);
+            drop(content);
+            if written.is_err() {
+                file.alone()?.take_back(bytes)?;
+            }
+            return written;
         }
         drop(content);
         room?;

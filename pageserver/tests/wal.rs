@@ -1,0 +1,221 @@
+//! WAL after a snapshot: the blocks that follow a write come up with it, so that most of the writes to come are in place.
+
+#[path = "support/store.rs"]
+mod store;
+
+use std::ffi::OsStr;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use nix::errno::Errno;
+use pageserver::*;
+use store::Scratch;
+
+const PAGE: usize = 8192;
+const PAGES: usize = 256;
+const NOW: Time = Time {
+    secs: 1_700_000_000,
+    nanos: 5,
+};
+
+/// Counts writes, and fails calls of one kind after so many of them.
+#[derive(Default)]
+struct Door {
+    writes: Mutex<usize>,
+    failing: Mutex<Option<(Call, usize, i32)>>,
+    available: Mutex<Option<u64>>,
+}
+
+impl Hook for Door {
+    fn before(&self, call: Call) -> io::Result<()> {
+        if call == Call::Write {
+            *self.writes.lock().expect("unpoisoned") += 1;
+        }
+        match &mut *self.failing.lock().expect("unpoisoned") {
+            Some((failing, 0, errno)) if *failing == call => Err(io::Error::from_raw_os_error(*errno)),
+            Some((failing, left, _)) if *failing == call => {
+                *left -= 1;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn space(&self, space: Space) -> Space {
+        let available = *self.available.lock().expect("unpoisoned");
+        available.map_or(space, |available| Space { available, ..space })
+    }
+}
+
+/// A file of 2 MiB in a snapshot, and what the head has of it.
+struct Segment {
+    door: Arc<Door>,
+    store: Arc<Store>,
+    timeline: Arc<Timeline>,
+    ino: Ino,
+    model: Vec<u8>,
+    scratch: Scratch,
+}
+
+fn before() -> Vec<u8> {
+    (0..PAGES * PAGE).map(|at| (at / 512) as u8 | 1).collect()
+}
+
+impl Segment {
+    fn new(name: &str, dir: &str) -> Segment {
+        let scratch = Scratch::new(name);
+        let door = Arc::new(Door::default());
+        let store = scratch.open(Disk::new().with_hook(door.clone()));
+        let main: BranchName = "main".parse().expect("a name");
+        store
+            .create_branch(&main, &Start::Empty, (0, 0), NOW)
+            .expect("a branch");
+        let timeline = store.timeline(&main).expect("loads");
+        let new = NewNode {
+            kind: NewKind::Dir,
+            mode: 0o700,
+            ..store::a_file()
+        };
+        let dir = timeline.create(Ino::ROOT, OsStr::new(dir), new, NOW).expect("made").ino;
+        let ino = timeline
+            .create(dir, OsStr::new("0001"), store::a_file(), NOW)
+            .expect("made")
+            .ino;
+        let model = before();
+        timeline.write(ino, 0, &model, Some(NOW)).expect("written");
+        let segment = Segment {
+            door,
+            store,
+            timeline,
+            ino,
+            model,
+            scratch,
+        };
+        segment.snapshot("before");
+        segment
+    }
+
+    fn snapshot(&self, tag: &str) {
+        let name = format!("main@{tag}").parse().expect("a name");
+        self.store.create_snapshot(&name, Keep::default(), NOW).expect("taken");
+    }
+
+    /// Writes pages; returns how many writes of the disk that took.
+    fn write(&mut self, page: usize, pages: usize) -> FsResult<usize> {
+        *self.door.writes.lock().expect("unpoisoned") = 0;
+        let bytes = page * PAGE..(page + pages) * PAGE;
+        let data = vec![page as u8; bytes.len()];
+        self.timeline.write(self.ino, bytes.start as u64, &data, Some(NOW))?;
+        self.model[bytes].copy_from_slice(&data);
+        Ok(*self.door.writes.lock().expect("unpoisoned"))
+    }
+
+    /// Compares the file with the model, now and after the store was opened anew.
+    fn compare(self) {
+        let read = |view: &View| {
+            let mut bytes = vec![0; PAGES * PAGE];
+            assert_eq!(view.read(self.ino, 0, &mut bytes), Ok(bytes.len()));
+            bytes
+        };
+        assert!(read(self.timeline.view()) == self.model);
+        let name = "main@before".parse().expect("a name");
+        assert!(read(&self.store.snapshot_view(&name).expect("loads")) == before());
+        self.timeline.sync_all().expect("synced");
+        drop((self.timeline, self.store));
+        let store = self.scratch.open(Disk::new());
+        let timeline = store.timeline(&"main".parse().expect("a name")).expect("loads");
+        assert!(read(timeline.view()) == self.model);
+        assert!(read(&store.snapshot_view(&name).expect("loads")) == before());
+    }
+
+    fn fail(&self, call: Call, after: usize, errno: i32) {
+        *self.door.failing.lock().expect("unpoisoned") = Some((call, after, errno));
+    }
+}
+
+#[test]
+fn few_writes_of_wal_bring_up_what_follows() {
+    let mut segment = Segment::new("wal", "pg_wal");
+    let copying: Vec<usize> = (0..PAGES).filter(|page| segment.write(*page, 1) == Ok(2)).collect();
+    // From page 1 on, as much as there is before it, and 32 pages at most.
+    assert_eq!(copying, [0, 1, 3, 7, 15, 31, 63, 95, 127, 159, 191, 223]);
+    segment.snapshot("after");
+    assert_eq!((segment.write(100, 1), segment.write(101, 1)), (Ok(2), Ok(2)));
+    assert_eq!(segment.write(102, 1), Ok(1));
+    segment.compare();
+}
+
+#[test]
+fn other_files_get_only_what_is_written() {
+    let mut segment = Segment::new("not-wal", "base");
+    assert!((0..PAGES).all(|page| segment.write(page, 1) == Ok(1)));
+    segment.compare();
+}
+
+#[test]
+fn large_writes_of_wal_bring_nothing_up() {
+    let mut segment = Segment::new("large", "pg_wal");
+    assert!((0..PAGES).step_by(16).all(|page| segment.write(page, 16) == Ok(1)));
+    segment.compare();
+}
+
+#[test]
+fn what_the_head_has_already_stays() {
+    let mut segment = Segment::new("stays", "pg_wal");
+    for page in [20, 5, 33, 7] {
+        segment.write(page, 1).expect("written");
+    }
+    for page in 0..40 {
+        segment.write(page, 1).expect("written");
+        let wanted = &segment.model[..64 * PAGE];
+        let mut bytes = vec![0; wanted.len()];
+        assert_eq!(
+            segment.timeline.view().read(segment.ino, 0, &mut bytes),
+            Ok(bytes.len())
+        );
+        assert!(bytes == wanted, "after page {page}");
+    }
+    segment.compare();
+}
+
+#[test]
+fn wal_is_written_where_what_follows_finds_no_room_or_cannot_be_read() {
+    for (call, after, errno) in [
+        (Call::Write, 1, libc::ENOSPC),
+        (Call::Write, 1, libc::EDQUOT),
+        (Call::Read, 0, libc::EIO),
+    ] {
+        let mut segment = Segment::new("no-copy", "pg_wal");
+        segment.fail(call, after, errno);
+        segment.write(0, 1).expect("written");
+        *segment.door.failing.lock().expect("unpoisoned") = None;
+        assert_eq!(segment.timeline.fsync(segment.ino), Ok(()));
+        segment.compare();
+    }
+}
+
+#[test]
+fn a_disk_that_fails_with_what_follows_has_failed() {
+    let mut segment = Segment::new("eio", "pg_wal");
+    segment.fail(Call::Write, 1, libc::EIO);
+    assert_eq!(segment.write(0, 1), Err(Errno::EIO));
+    *segment.door.failing.lock().expect("unpoisoned") = None;
+    assert_eq!(segment.timeline.fsync(segment.ino), Err(Errno::EIO));
+}
+
+#[test]
+fn what_follows_takes_no_room_that_is_not_there() {
+    let mut segment = Segment::new("room", "pg_wal");
+    let leave = |left| *segment.door.available.lock().expect("unpoisoned") = Some(left);
+    leave(1 << 40);
+    let kept = (1 << 40) - segment.timeline.view().space().expect("told").available;
+    leave(kept);
+    let other = store::file(&segment.timeline, "other", NOW);
+    let filled = (0..1000).find_map(|nth| segment.timeline.write(other, nth << 16, &[1; 1 << 16], Some(NOW)).err());
+    assert_eq!(filled, Some(Errno::ENOSPC));
+    leave(kept + 3 * PAGE as u64);
+    let copying: Vec<usize> = (0..PAGES).filter(|page| segment.write(*page, 1) == Ok(2)).collect();
+    // Before the last one there are three pages left.
+    assert_eq!(copying, [0, 1, 252]);
+    segment.compare();
+}

@@ -16,7 +16,7 @@ mod store;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -97,6 +97,30 @@ fn a_write_that_finds_no_room_leaves_what_was_there() {
     let bytes = fs::read(&path).expect("read");
     assert_eq!(bytes.len() as u64, PIECES * PIECE);
     assert_eq!(bytes.iter().position(|byte| !b"ab".contains(byte)), None);
+    assert!(bytes.contains(&b'b'), "no write has come to the disk");
+}
+
+/// There a power cut could leave a part of a block that was copied up.
+#[test]
+fn a_filesystem_of_smaller_blocks_is_refused() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: loop devices are root's");
+        return;
+    }
+    let disk = LoopDisk::with("small-blocks", 200 << 20, &["-b", "1024"]);
+    let store = disk.dir.join("store");
+    let init = Command::new(env!("CARGO_BIN_EXE_zenith"))
+        .arg("--store")
+        .arg(&store)
+        .args(["init", "--empty"])
+        .output();
+    let init = init.expect("zenith runs");
+    let said = String::from_utf8_lossy(&init.stderr);
+    assert!(
+        !init.status.success() && said.contains("its blocks are of less than 4 KiB"),
+        "{said}"
+    );
+    assert!(!store.exists(), "something is left");
 }
 
 fn levels() -> u64 {

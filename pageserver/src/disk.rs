@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use crate::types::{Seek, Space, Time};
+use crate::types::{BLOCK, Seek, Space, Time};
 
 /// What is about to be asked of the backing filesystem.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -375,9 +375,14 @@ impl Disk {
     }
 
     /// The ranges of bytes that hold data, in order, as the filesystem will have them after a power cut.
-    pub fn data_ranges(&self, file: &DiskFile) -> io::Result<Vec<std::ops::Range<u64>>> {
+    fn data_ranges(&self, file: &DiskFile) -> io::Result<Vec<Range<u64>>> {
         self.before(Call::Map)?;
         map::data_ranges(&file.file)
+    }
+
+    /// The ranges of blocks that hold data, in order and apart.
+    pub fn data_blocks(&self, file: &DiskFile) -> io::Result<Vec<Range<u64>>> {
+        Ok(whole_blocks(self.data_ranges(file)?))
     }
 
     pub fn stat(&self, file: &DiskFile) -> io::Result<Stat> {
@@ -550,6 +555,19 @@ impl Disk {
     }
 }
 
+/// The blocks that ranges of bytes touch; a filesystem with smaller ones has several in one.
+fn whole_blocks(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    let mut blocks: Vec<Range<u64>> = Vec::new();
+    for bytes in ranges {
+        let next = bytes.start / BLOCK..bytes.end.div_ceil(BLOCK);
+        match blocks.last_mut() {
+            Some(last) if last.end >= next.start => last.end = next.end,
+            _ => blocks.push(next),
+        }
+    }
+    blocks
+}
+
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -566,4 +584,15 @@ fn system_time(time: Time) -> io::Result<SystemTime> {
     };
     base.and_then(|base| base.checked_add(Duration::from_nanos(time.nanos.into())))
         .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_in_one_block_are_one() {
+        let ranges = vec![0..1024, 2048..3072, 5000..8192, 8192..9000, 4 * BLOCK..5 * BLOCK];
+        assert_eq!(whole_blocks(ranges), [0..3, 4..5]);
+    }
 }

@@ -77,7 +77,7 @@ impl Error {
             Error::Locked { .. } => Some("`zenith status` shows the service, `zenith stop` ends it".into()),
             Error::NewerFormat { .. } => Some("use the zenith that wrote it, or a newer one".into()),
             Error::UnsupportedFilesystem { .. } => {
-                Some("take a directory on ext4 (data=ordered), xfs or btrfs; --store names one for the store".into())
+                Some("take a directory on ext4 (data=ordered), xfs or btrfs with blocks of 4 KiB; --store names one for the store".into())
             }
             Error::BadName { .. } => {
                 Some("names are 1 to 63 characters of A-Z a-z 0-9 _ . - and start with neither '-' nor '.'".into())

@@ -113,6 +113,12 @@ impl File {
         Ok(content)
     }
 
+    /// The content for changes, if its map is in place and nobody uses it.
+    pub fn alone_at_once(&self) -> Option<RwLockWriteGuard<'_, Content>> {
+        let content = self.content.try_write().ok()?;
+        content.is_mapped().then_some(content)
+    }
+
     /// The content as it is; the map may be missing.
     pub fn peek(&self) -> RwLockReadGuard<'_, Content> {
         self.content.read().unwrap_or_else(|e| e.into_inner())
@@ -326,7 +332,7 @@ impl Content {
     }
 
     /// Starts all reads of a scattered range at once, so that the disk works on them together. That is advice: what is wrong the reads tell.
-    fn read_ahead(&self, map: &BlockMap, range: Range<u64>) {
+    pub fn read_ahead(&self, map: &BlockMap, range: Range<u64>) {
         for (slot, run) in map.runs(range).filter(|(slot, _)| *slot != HOLE) {
             let _advice = self.parts[slot as usize].backing.will_need(run);
         }

@@ -237,11 +237,8 @@ impl Store {
             file: &file,
             buf: vec![0; CHUNK as usize],
         };
-        let ranges = disk.data_ranges(&file).map_err(failed())?;
-        let mut blocks = ranges
-            .into_iter()
-            .flat_map(|range| range.start / BLOCK..range.end.div_ceil(BLOCK))
-            .peekable();
+        let ranges = disk.data_blocks(&file).map_err(failed())?;
+        let mut blocks = ranges.into_iter().flatten().peekable();
         while let Some((number, blocks)) = next_chunk(&mut blocks) {
             let (chunk, bytes) = reader.sum(number, &blocks).map_err(failed())?;
             let write =

@@ -84,8 +84,16 @@ impl Content {
     }
 
     /// Takes from the head's backing file what a write that failed has left in blocks which are another part's for all that: where a page cache finds no
-    /// room for all of a page it fills the rest of it with zeros, and after a restart they would be the head's.
-    pub fn take_back(&mut self, bytes: Range<u64>) -> io::Result<()> {
+    /// room for all of a page it fills the rest of it with zeros, and after a restart they would be the head's. Returns the write's error, or EIO
+    /// where they stay.
+    pub fn take_back(&mut self, error: io::Error, bytes: Range<u64>) -> io::Error {
+        match self.clear_others(bytes) {
+            Ok(()) => error,
+            Err(_) => io::Error::from_raw_os_error(libc::EIO),
+        }
+    }
+
+    fn clear_others(&self, bytes: Range<u64>) -> io::Result<()> {
         let (Some(map), Some(head)) = (&self.map, self.parts.last()) else {
             return Ok(());
         };
@@ -96,10 +104,7 @@ impl Content {
 
     fn overwrite_alone(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
         let written = self.overwrite(data, offset);
-        if written.is_err() {
-            self.take_back(offset..offset + data.len() as u64)?;
-        }
-        written
+        written.map_err(|error| self.take_back(error, offset..offset + data.len() as u64))
     }
 
     /// The first and the last block of a range, where they are written in part and an older part answers for them.
@@ -140,8 +145,7 @@ impl Content {
         self.head(layer).is_some() && end < self.size && self.is_inherited(end.div_ceil(BLOCK))
     }
 
-    /// The bytes from `end` on that a file which is written from front to back is going to need in the head: as much as that has right before
-    /// them, so that it never has more than twice what was written.
+    /// The bytes from `end` on that a file which is written from front to back is going to need in the head: as much as that has right before them.
     pub fn ahead(&self, end: u64) -> Range<u64> {
         let first = end.div_ceil(BLOCK);
         let written = (1..=AHEAD.min(first)).take_while(|back| self.slot(first - back) == self.head_slot());
@@ -150,13 +154,16 @@ impl Content {
         first * BLOCK..(first + missing) * BLOCK
     }
 
-    /// Copies inherited bytes into the head. Readers can't tell. What can't be read is left to who asks for it.
+    /// Copies inherited bytes into the head. Readers can't tell. What is not in memory is asked for, for the next time; what can't be read is left to who
+    /// asks for it.
     pub fn copy_up_ahead(&mut self, ahead: Range<u64>) -> io::Result<()> {
         let mut bytes = vec![0; (ahead.end - ahead.start) as usize];
-        match self.read(ahead.start, &mut bytes, Wait::Yes) {
-            Ok(read) => self.overwrite_alone(&bytes[..read], ahead.start),
-            Err(_) => Ok(()),
+        match (self.read(ahead.start, &mut bytes, Wait::No), &self.map) {
+            (Ok(read), _) => return self.overwrite_alone(&bytes[..read], ahead.start),
+            (Err(_), Some(map)) => self.read_ahead(map, ahead),
+            (Err(_), None) => {}
         }
+        Ok(())
     }
 
     fn copy_up_edges(&mut self, bytes: Range<u64>) -> io::Result<()> {

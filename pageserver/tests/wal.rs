@@ -5,6 +5,7 @@ mod store;
 
 use std::ffi::OsStr;
 use std::io;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
@@ -22,8 +23,17 @@ const NOW: Time = Time {
 #[derive(Default)]
 struct Door {
     writes: Mutex<usize>,
-    failing: Mutex<Option<(Call, usize, i32)>>,
+    failing: Mutex<Vec<Failing>>,
     available: Mutex<Option<u64>>,
+    /// The next read says that it has come, and then waits.
+    held: Mutex<Option<(SyncSender<()>, Receiver<()>)>>,
+}
+
+struct Failing {
+    call: Call,
+    after: usize,
+    errno: i32,
+    times: usize,
 }
 
 impl Hook for Door {
@@ -31,13 +41,23 @@ impl Hook for Door {
         if call == Call::Write {
             *self.writes.lock().expect("unpoisoned") += 1;
         }
-        match &mut *self.failing.lock().expect("unpoisoned") {
-            Some((failing, 0, errno)) if *failing == call => Err(io::Error::from_raw_os_error(*errno)),
-            Some((failing, left, _)) if *failing == call => {
-                *left -= 1;
+        if call == Call::Read
+            && let Some((says, waits)) = self.held.lock().expect("unpoisoned").take()
+        {
+            says.send(()).expect("somebody listens");
+            waits.recv().expect("somebody tells");
+        }
+        let mut failing = self.failing.lock().expect("unpoisoned");
+        match failing.iter_mut().find(|failing| failing.call == call) {
+            Some(failing) if failing.after == 0 => {
+                failing.times += 1;
+                Err(io::Error::from_raw_os_error(failing.errno))
+            }
+            Some(failing) => {
+                failing.after -= 1;
                 Ok(())
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -128,8 +148,23 @@ impl Segment {
         assert!(read(&store.snapshot_view(&name).expect("loads")) == before());
     }
 
-    fn fail(&self, call: Call, after: usize, errno: i32) {
-        *self.door.failing.lock().expect("unpoisoned") = Some((call, after, errno));
+    /// Writes a page while calls fail, each after so many; every one of them must be met.
+    fn write_failing(&mut self, page: usize, calls: &[(Call, usize, i32)]) -> FsResult<usize> {
+        let failing = calls.iter().map(|&(call, after, errno)| Failing {
+            call,
+            after,
+            errno,
+            times: 0,
+        });
+        *self.door.failing.lock().expect("unpoisoned") = failing.collect();
+        let written = self.write(page, 1);
+        let failed = std::mem::take(&mut *self.door.failing.lock().expect("unpoisoned"));
+        assert!(failed.iter().all(|failing| failing.times > 0), "{calls:?}");
+        written
+    }
+
+    fn fsync(&self) -> FsResult<()> {
+        self.timeline.fsync(self.ino)
     }
 }
 
@@ -179,28 +214,73 @@ fn what_the_head_has_already_stays() {
 }
 
 #[test]
-fn wal_is_written_where_what_follows_finds_no_room_or_cannot_be_read() {
+fn wal_is_written_where_what_follows_finds_no_room_or_is_not_in_memory() {
     for (call, after, errno) in [
         (Call::Write, 1, libc::ENOSPC),
         (Call::Write, 1, libc::EDQUOT),
-        (Call::Read, 0, libc::EIO),
+        (Call::Write, 1, libc::ENOMEM),
+        (Call::ReadCached, 0, libc::EAGAIN),
+        (Call::ReadCached, 0, libc::EIO),
     ] {
         let mut segment = Segment::new("no-copy", "pg_wal");
-        segment.fail(call, after, errno);
-        segment.write(0, 1).expect("written");
-        *segment.door.failing.lock().expect("unpoisoned") = None;
-        assert_eq!(segment.timeline.fsync(segment.ino), Ok(()));
+        segment.write_failing(0, &[(call, after, errno)]).expect("written");
+        assert_eq!(segment.fsync(), Ok(()));
+        assert_eq!(segment.write(0, 1), Ok(2), "the next time it is copied");
         segment.compare();
     }
 }
 
 #[test]
+fn what_is_not_in_memory_is_asked_for() {
+    let mut segment = Segment::new("cold", "pg_wal");
+    let asked = [(Call::ReadCached, 0, libc::EAGAIN), (Call::Advise, 0, libc::EIO)];
+    assert_eq!(segment.write_failing(0, &asked), Ok(1));
+    segment.compare();
+}
+
+#[test]
 fn a_disk_that_fails_with_what_follows_has_failed() {
     let mut segment = Segment::new("eio", "pg_wal");
-    segment.fail(Call::Write, 1, libc::EIO);
-    assert_eq!(segment.write(0, 1), Err(Errno::EIO));
-    *segment.door.failing.lock().expect("unpoisoned") = None;
-    assert_eq!(segment.timeline.fsync(segment.ino), Err(Errno::EIO));
+    assert_eq!(
+        segment.write_failing(0, &[(Call::Write, 1, libc::EIO)]),
+        Err(Errno::EIO)
+    );
+    assert_eq!(segment.fsync(), Err(Errno::EIO));
+}
+
+/// What has failed may have left zeros there.
+#[test]
+fn a_write_that_cannot_be_taken_back_is_a_failure_of_the_disk() {
+    for dir in ["pg_wal", "base"] {
+        for nth in [0, 1].into_iter().take(if dir == "pg_wal" { 2 } else { 1 }) {
+            let mut segment = Segment::new("take-back", dir);
+            let failing = [(Call::Write, nth, libc::ENOSPC), (Call::Seek, 0, libc::ENOSPC)];
+            assert_eq!(segment.write_failing(0, &failing), Err(Errno::EIO));
+            assert_eq!(segment.fsync(), Err(Errno::EIO));
+        }
+        // The head has a part by then.
+        let mut segment = Segment::new("take-back", dir);
+        segment.write(0, 1).expect("written");
+        let failing = [(Call::Write, 0, libc::ENOSPC), (Call::Seek, 0, libc::ENOSPC)];
+        assert_eq!(segment.write_failing(8, &failing), Err(Errno::EIO));
+        assert_eq!(segment.fsync(), Err(Errno::EIO));
+    }
+}
+
+#[test]
+fn who_reads_the_file_is_not_waited_for() {
+    let mut segment = Segment::new("reader", "pg_wal");
+    segment.write(0, 1).expect("written");
+    let (ino, timeline) = (segment.ino, segment.timeline.clone());
+    let ((says, comes), (tells, waits)) = (sync_channel(0), sync_channel(0));
+    *segment.door.held.lock().expect("unpoisoned") = Some((says, waits));
+    let reader = std::thread::spawn(move || timeline.view().read(ino, 0, &mut [0; 16]));
+    comes.recv().expect("it reads");
+    assert_eq!(segment.write(1, 1), Ok(1), "nothing was copied");
+    tells.send(()).expect("it waits");
+    assert_eq!(reader.join().expect("no panic"), Ok(16));
+    assert_eq!(segment.write(1, 1), Ok(2));
+    segment.compare();
 }
 
 #[test]

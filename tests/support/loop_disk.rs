@@ -15,6 +15,11 @@ pub struct LoopDisk {
 
 impl LoopDisk {
     pub fn new(name: &str, bytes: u64) -> LoopDisk {
+        LoopDisk::with(name, bytes, &["-b", "4096"])
+    }
+
+    /// `options` are mkfs.ext4's.
+    pub fn with(name: &str, bytes: u64, options: &[&str]) -> LoopDisk {
         let unique = format!("zenith-test-{name}-{}", std::process::id());
         let image = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{unique}.img"));
         let dir = std::env::temp_dir().join(&unique);
@@ -24,7 +29,7 @@ impl LoopDisk {
         fs::create_dir(&dir).expect("a directory for the disk");
         let disk = LoopDisk { dir, image };
         let (image, dir) = (path(&disk.image), path(&disk.dir));
-        run("mkfs.ext4", &["-q", "-F", "-m", "0", image]);
+        run("mkfs.ext4", &[&["-q", "-F", "-m", "0"], options, &[image]].concat());
         run("mount", &["-o", "loop", image, dir]);
         fs::set_permissions(&disk.dir, fs::Permissions::from_mode(0o711)).expect("others may pass");
         disk

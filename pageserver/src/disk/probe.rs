@@ -1,8 +1,8 @@
 //! Asks a filesystem, when a store is made on it, whether its holes are what the page store takes them for.
 //!
-//! In a sparse file of 64 MiB every 7th block is written, every second of those with zeros; the file is read back by
+//! In a sparse file of 64 MiB every 7th block is written, every second of those with zeros, and a byte of the last one; the file is read back by
 //! `pread` and `mmap`, synced, read again, and a third of it is punched out. At each step the map of data must be
-//! exactly the blocks that were written: a filesystem that drops written zeros, rounds extents up, or lets reads
+//! exactly the blocks that were written: a filesystem that drops written zeros, rounds extents up, has parts of blocks, or lets reads
 //! allocate would show old bytes as new or new as old.
 
 use std::io;
@@ -36,7 +36,9 @@ fn probe_file(disk: &Disk, file: &DiskFile) -> io::Result<Option<String>> {
         let (_, result) = disk.write_at(file, &content(block), block * BLOCK);
         result?;
     }
-    let written = |block: u64| block.is_multiple_of(STRIDE);
+    let (_, result) = disk.write_at(file, &[1], (FILE_BLOCKS - 1) * BLOCK);
+    result?;
+    let written = |block: u64| block.is_multiple_of(STRIDE) || block == FILE_BLOCKS - 1;
     if let Some(wrong) = differs(disk, file, written)? {
         return Ok(Some(format!("{wrong} after writing")));
     }
@@ -69,6 +71,9 @@ fn content(block: u64) -> Vec<u8> {
 fn differs(disk: &Disk, file: &DiskFile, truth: impl Fn(u64) -> bool) -> io::Result<Option<String>> {
     let mut present = vec![false; FILE_BLOCKS as usize];
     for range in disk.data_ranges(file)? {
+        if !range.start.is_multiple_of(BLOCK) || !range.end.is_multiple_of(BLOCK) {
+            return Ok(Some("its blocks are of less than 4 KiB".into()));
+        }
         let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK).min(FILE_BLOCKS);
         blocks.for_each(|block| present[block as usize] = true);
     }

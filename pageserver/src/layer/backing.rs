@@ -179,12 +179,15 @@ impl Backing {
 
     /// Makes holes of what there is in a range of whole blocks.
     pub fn clear(self: &Arc<Backing>, bytes: Range<u64>) -> io::Result<()> {
-        let (disk, file) = (self.disk(), self.file()?);
-        let data = disk.seek(&file, bytes.start, Seek::Data)?;
+        // One that is not open was never written to.
+        let (disk, Some(file)) = (self.disk(), self.file.get()) else {
+            return Ok(());
+        };
+        let data = disk.seek(file, bytes.start, Seek::Data)?;
         if data.is_none_or(|data| data >= bytes.end) {
             return Ok(());
         }
-        disk.punch(&file, bytes.start, bytes.end - bytes.start)?;
+        disk.punch(file, bytes.start, bytes.end - bytes.start)?;
         self.changed();
         Ok(())
     }
@@ -273,14 +276,12 @@ impl Backing {
     }
 
     /// Calls `each` with every range of blocks that the layer has of the file, in order.
-    pub fn each_range(&self, mut each: impl FnMut(Range<u64>)) -> io::Result<()> {
+    pub fn each_range(&self, each: impl FnMut(Range<u64>)) -> io::Result<()> {
         while self.layer.reading() == Reading::Unverified {
-            let ranges = self.disk().data_ranges(&*self.file()?)?;
+            let ranges = self.disk().data_blocks(&*self.file()?)?;
             // A layer that has checksums by now may have been merged with another, and its file have more.
             if self.layer.reading() == Reading::Unverified {
-                for bytes in ranges {
-                    each(bytes.start / BLOCK..bytes.end.div_ceil(BLOCK));
-                }
+                ranges.into_iter().for_each(each);
                 return Ok(());
             }
         }

@@ -41,20 +41,26 @@ impl Timeline {
         Ok(data.len())
     }
 
-    /// Has the head own what follows a commit's write of WAL. Nothing is lost where that finds no room.
+    /// Has the head own what follows a commit's write of WAL, if that needs no waiting. Where it finds no room nothing is lost.
     fn copy_up_ahead(&self, head: &Head, file: &File, end: u64, written: usize) -> io::Result<()> {
         let is_commits = written <= COMMIT_MAX && self.shared.overwrites_in_place;
-        if !is_commits || !file.shared()?.leaves_head_at(head.layer.id, end) || !self.view.is_wal(file.ino) {
+        let is_last = || {
+            file.at_once()
+                .is_some_and(|content| content.leaves_head_at(head.layer.id, end))
+        };
+        if !is_commits || !is_last() || !self.view.is_wal(file.ino) {
             return Ok(());
         }
-        let mut content = file.alone()?;
+        let Some(mut content) = file.alone_at_once() else {
+            return Ok(());
+        };
         let ahead = content.ahead(end);
         if ahead.is_empty() || self.shared.room.take(ahead.end - ahead.start).is_err() {
             return Ok(());
         }
         match content.copy_up_ahead(ahead) {
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => Ok(()),
-            copied => copied,
+            Err(e) if e.raw_os_error() == Some(libc::EIO) => Err(e),
+            _ => Ok(()),
         }
     }
 
@@ -69,10 +75,7 @@ impl Timeline {
             }
             let written = content.overwrite(data, bytes.start);
             drop(content);
-            if written.is_err() {
-                file.alone()?.take_back(bytes)?;
-            }
-            return written;
+            return written.or_else(|error| Err(file.alone()?.take_back(error, bytes)));
         }
         drop(content);
         room?;

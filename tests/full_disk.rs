@@ -117,7 +117,7 @@ fn a_filesystem_of_smaller_blocks_is_refused() {
     let init = init.expect("zenith runs");
     let said = String::from_utf8_lossy(&init.stderr);
     assert!(
-        !init.status.success() && said.contains("its blocks are of less than 4 KiB"),
+        !init.status.success() && said.contains("its blocks are smaller than 4 KiB"),
         "{said}"
     );
     assert!(!store.exists(), "something is left");

@@ -330,7 +330,7 @@ fn small_disk(image: &Path, disk: &Path) {
         .and_then(|image| image.set_len(128 << 20))
         .expect("made");
     fs::create_dir(disk).expect("made");
-    run(Command::new("mkfs.ext4").arg("-q").arg(image));
+    run(Command::new("mkfs.ext4").args(["-q", "-b", "4096"]).arg(image));
     run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(disk));
 }
 

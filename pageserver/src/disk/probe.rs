@@ -6,6 +6,7 @@
 //! allocate would show old bytes as new or new as old.
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use super::{Disk, DiskFile};
@@ -13,7 +14,7 @@ use crate::types::BLOCK;
 
 const FILE_BLOCKS: u64 = 64 * 1024 * 1024 / BLOCK;
 const STRIDE: u64 = 7;
-const PUNCHED: std::ops::Range<u64> = FILE_BLOCKS / 3..FILE_BLOCKS * 2 / 3;
+const PUNCHED: Range<u64> = FILE_BLOCKS / 3..FILE_BLOCKS * 2 / 3;
 
 /// What the probe writes to.
 pub const PROBE_FILE: &str = "probe";
@@ -39,6 +40,12 @@ fn probe_file(disk: &Disk, file: &DiskFile) -> io::Result<Option<String>> {
     let (_, result) = disk.write_at(file, &[1], (FILE_BLOCKS - 1) * BLOCK);
     result?;
     let written = |block: u64| block.is_multiple_of(STRIDE) || block == FILE_BLOCKS - 1;
+    let is_whole = |range: &Range<u64>| range.start.is_multiple_of(BLOCK) && range.end.is_multiple_of(BLOCK);
+    if !disk.data_ranges(file)?.iter().all(is_whole) {
+        return Ok(Some(
+            "its blocks are smaller than 4 KiB (`mkfs.ext4 -b 4096` makes them so large)".into(),
+        ));
+    }
     if let Some(wrong) = differs(disk, file, written)? {
         return Ok(Some(format!("{wrong} after writing")));
     }
@@ -71,9 +78,6 @@ fn content(block: u64) -> Vec<u8> {
 fn differs(disk: &Disk, file: &DiskFile, truth: impl Fn(u64) -> bool) -> io::Result<Option<String>> {
     let mut present = vec![false; FILE_BLOCKS as usize];
     for range in disk.data_ranges(file)? {
-        if !range.start.is_multiple_of(BLOCK) || !range.end.is_multiple_of(BLOCK) {
-            return Ok(Some("its blocks are of less than 4 KiB".into()));
-        }
         let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK).min(FILE_BLOCKS);
         blocks.for_each(|block| present[block as usize] = true);
     }

@@ -2,6 +2,8 @@
 //! last byte, no commit that was acknowledged is lost; the store lets go of snapshots and branches all the same, opens
 //! after a kill, and goes on with no restart when the ballast is gone.
 //!
+//! A write that finds room for a part of it alone leaves the rest as it was; and a filesystem of smaller blocks than ours carries no store.
+//!
 //! The disk is a loop device with an ext4 of its own, so it needs root. Four levels of free space in the short form,
 //! `ZENITH_FULL_DISK_LEVELS=20` for as many as that.
 

@@ -89,7 +89,10 @@ impl Content {
     pub fn take_back(&mut self, error: io::Error, bytes: Range<u64>) -> io::Error {
         match self.clear_others(bytes) {
             Ok(()) => error,
-            Err(_) => io::Error::from_raw_os_error(libc::EIO),
+            Err(why) => {
+                tracing::error!(%error, %why, "what a write that failed has left can't be taken back");
+                io::Error::from_raw_os_error(libc::EIO)
+            }
         }
     }
 
